@@ -1,0 +1,942 @@
+"""A solver that can be called: numpy in, numpy out, and a pullback beside the result.
+
+Every mode is a way to obtain a pullback. At a point ``(x, *args)`` a solver with output
+``y = f(x, *args)`` has, for a cotangent ``g`` of y,
+
+    pullback(g) = (g @ dy/dx, g @ dy/dargs[0], ...)
+
+and the three modes differ only in where it comes from:
+
+=========== =================================================================
+split_vjp   ``forward`` returned it, beside y
+vjp         ``g -> vjp(x, g, *args)``
+jacobian    ``g -> contract(g, jacobian(x, *args))``
+=========== =================================================================
+
+`Solver` makes that one face out of a `SolverSpec`; `RawSolver` makes it out of two bare functions.
+The operator (`adeptml_core.autograd`) and the proof (`adeptml_core.conformance`) know nothing else.
+
+Both stand guard in both directions. What goes in has the declared dtype and shape, is contiguous and
+read-only. What comes out must have the declared shape and dtype and be real: a wrong shape that
+happens to broadcast is a wrong gradient that nobody sees, so it is a `ContractError` here.
+"""
+
+import functools
+import importlib
+import inspect
+import math
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adeptml_core import registry
+from adeptml_core.errors import (
+    AdeptmlError,
+    ContractError,
+    InputError,
+    PluginError,
+    SampleError,
+)
+from adeptml_core.spec import Array, Function, Mode, SolverSpec
+
+__all__ = ["Linearizer", "Pullback", "RawSolver", "Solver", "named"]
+
+AnyArray = NDArray[Any]
+Shape = tuple[int, ...]
+Pullback = Callable[[AnyArray], tuple[AnyArray | None, ...]]
+"""``pullback(g) -> (dx, *dargs)``, None where an arg is not differentiable."""
+
+PLANS_KEPT = 256  # shapes seen by one solver; a loader has two or three
+INTEGRAL = "biu"
+
+
+class Linearizer(Protocol):
+    """The face of every solver, local or remote.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    differentiable : tuple of bool, or None
+        For each of ``(x, *args)``, whether the pullback gives a cotangent; None: for x alone.
+    keeps_pullback : bool
+        Whether the pullback of `linearize` is worth keeping, because `pullback_at` would have to
+        run forward again.
+    deterministic : bool
+        Whether running forward again gives the same pullback.
+    """
+
+    name: str
+    differentiable: tuple[bool, ...] | None
+    keeps_pullback: bool
+    deterministic: bool
+
+    def forward(self, x: AnyArray, *args: Any) -> AnyArray:
+        """Return y."""
+
+    def linearize(self, x: AnyArray, *args: Any) -> tuple[AnyArray, Pullback]:
+        """Return y and the pullback at ``(x, *args)``."""
+
+    def pullback_at(self, x: AnyArray, *args: Any) -> Pullback:
+        """Return the pullback alone, where y is known already."""
+
+    def arg_name(self, index: int) -> str:
+        """Return the name of ``args[index]``, for messages."""
+
+
+# ---- a declared solver -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the shapes of one call imply; worked out once for each set of shapes."""
+
+    y: Shape
+    inputs: tuple[Shape, ...]  # x and the args, as the solver sees them
+    spread: tuple[int, ...]  # args that core repeats for each sample (batched=True, given shared)
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Where a solver is linearised: guarded inputs, their plan, the dtypes in and outside."""
+
+    x: AnyArray
+    args: list[AnyArray]
+    plan: _Plan
+    dtype: np.dtype[Any]
+    given: np.dtype[Any]
+
+
+class Solver:
+    """A `SolverSpec` made callable, with fixed options.
+
+    Parameters
+    ----------
+    spec : SolverSpec
+        What the plugin declares.
+    options : mapping, optional
+        Values by name; validated against the declared options.
+    distribution, version : str
+        Where the spec comes from.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown or missing option, a wrong type, a value out of bounds.
+
+    Notes
+    -----
+    The plugin's functions are imported at the first call, not here. An instance holds no state but
+    caches, so that copies and threads may share it.
+
+    Examples
+    --------
+    >>> from adeptml_core.plugin import Array, SolverSpec
+    >>> cube = SolverSpec(
+    ...     name="cube", mode="vjp", summary="x to the third",
+    ...     x=Array("x", ("n",)), y=Array("y", ("n",)),
+    ...     forward=lambda x: x**3, vjp=lambda x, g: 3 * x**2 * g,
+    ... )
+    >>> y, pullback = Solver(cube).linearize(np.array([[1.0, 2.0]]))
+    >>> pullback(np.ones((1, 2)))
+    (array([[ 3., 12.]]),)
+    """
+
+    def __init__(
+        self,
+        spec: SolverSpec,
+        options: Mapping[str, object] | None = None,
+        *,
+        distribution: str = "",
+        version: str = "",
+    ) -> None:
+        self.spec = spec
+        self.options = spec.resolve_options(options)
+        self.name = spec.name
+        self.mode = Mode(spec.mode)
+        self.distribution = distribution
+        self.version = version
+        self.differentiable: tuple[bool, ...] | None = spec.differentiable
+        self.keeps_pullback = self.mode is Mode.SPLIT_VJP
+        self.deterministic = spec.deterministic
+        self._dtypes = {np.dtype(name) for name in spec.dtypes}
+        self._plans: dict[tuple[Shape, ...], _Plan] = {}
+        self._functions: dict[str, Callable[..., Any]] = {}
+
+    def __repr__(self) -> str:
+        """Name, mode and options."""
+        return f"Solver({self.name!r}, mode={self.mode.value!r}, options={self.options!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (self.spec, self.options, self.distribution, self.version)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Solver":
+        return self  # nothing in it ever changes
+
+    def arg_name(self, index: int) -> str:
+        """Return the declared name of ``args[index]``."""
+        return self.spec.args[index].name
+
+    def forward(self, x: AnyArray, *args: Any) -> AnyArray:
+        """Return y.
+
+        Parameters
+        ----------
+        x : ndarray, shape (batch, *core), floating
+        *args : array_like
+            Each of its core shape (shared) or (batch, *core) (per sample).
+
+        Returns
+        -------
+        ndarray, shape (batch, *y_core), dtype of x
+
+        Raises
+        ------
+        InputError
+            Where x or an arg does not fit its declaration.
+        ContractError
+            Where the result does not.
+        SampleError
+            Where the solver refuses a sample.
+        """
+        point = self._point(x, args)
+        if not point.plan.y[0]:
+            return np.zeros(point.plan.y, point.given)
+        return self._returned_y(self._run_forward(point)[0], point)
+
+    def linearize(self, x: AnyArray, *args: Any) -> tuple[AnyArray, Pullback]:
+        """Return y and the pullback at ``(x, *args)``.
+
+        Parameters and errors are those of `forward`.
+
+        Returns
+        -------
+        y : ndarray, shape (batch, *y_core), dtype of x
+        pullback : callable
+            ``pullback(g) -> (dx, *dargs)``; g has y's shape, each cotangent the shape of its array
+            (over a shared arg the batch is summed), in the dtype of x. None stands for an arg that
+            is not differentiable. Linear; may be called any number of times.
+        """
+        point = self._point(x, args)
+        if not point.plan.y[0]:
+            return np.zeros(point.plan.y, point.given), self._zero_pullback(point)
+        y, pullback = self._run_forward(point)
+        return self._returned_y(y, point), self._guarded(point, pullback)
+
+    def pullback_at(self, x: AnyArray, *args: Any) -> Pullback:
+        """Return the pullback at ``(x, *args)``: in split mode by running forward again."""
+        point = self._point(x, args)
+        if not point.plan.y[0]:
+            return self._zero_pullback(point)
+        pullback = self._run_forward(point)[1] if self.keeps_pullback else None
+        return self._guarded(point, pullback)
+
+    # -- the way in --
+
+    def _point(self, x: AnyArray, given: tuple[Any, ...]) -> _Point:
+        args = [np.asarray(arg) for arg in given]
+        shapes = (x.shape, *[arg.shape for arg in args])
+        plan = self._plans.get(shapes) or self._planned(shapes)
+        dtype = x.dtype if x.dtype in self._dtypes else self._working_dtype(x.dtype)
+        for index, (array, arg) in enumerate(zip(self.spec.args, args, strict=True)):
+            args[index] = self._admitted(array, arg, dtype)
+        for index in plan.spread:
+            args[index] = _frozen(np.broadcast_to(args[index], plan.inputs[index + 1]))
+        return _Point(self._admitted(self.spec.x, x, dtype), args, plan, dtype, x.dtype)
+
+    def _working_dtype(self, given: np.dtype[Any]) -> np.dtype[Any]:
+        """Return the declared dtype to compute in, for an x of dtype `given`."""
+        if given.kind != "f":
+            raise InputError(
+                f"{self.name}: x ({self.spec.x.name}) is {given}; a solver's x is real and "
+                "floating, or its gradient would be cut off. Convert it, e.g. x.double()."
+            )
+        if given == np.float16 and np.dtype("float32") in self._dtypes:
+            return np.dtype("float32")
+        return np.dtype(self.spec.dtypes[0])
+
+    def _admitted(self, array: Array, value: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
+        """Return `value` as the solver may see it: right dtype, contiguous, read-only."""
+        wanted = dtype if array.dtype is None else np.dtype(array.dtype)
+        if value.dtype != wanted:
+            value = self._cast_input(array, value, wanted)
+        return _frozen(value)
+
+    def _cast_input(self, array: Array, value: AnyArray, wanted: np.dtype[Any]) -> AnyArray:
+        """Cast losslessly, but for the precision of floating numbers."""
+        integral = wanted.kind in INTEGRAL
+        allowed = (INTEGRAL if wanted.kind in "iu" else "b") if integral else INTEGRAL + "f"
+        if value.dtype.kind not in allowed:
+            kind = f"{wanted} numbers" if integral else "real numbers"
+            raise InputError(
+                f"{self.name}: {array.name} is {value.dtype}, but the solver takes {kind}; "
+                "convert it first, so that nothing is lost in silence."
+            )
+        try:
+            with np.errstate(over="raise"):
+                cast = value.astype(wanted)
+        except FloatingPointError:
+            cast = None
+        if cast is None or (integral and not np.array_equal(cast, value)):
+            raise InputError(
+                f"{self.name}: {array.name} holds a value too large for {wanted}, in which the "
+                f"solver computes here; give x as float64 or scale {array.name}."
+            )
+        return cast
+
+    def _planned(self, shapes: tuple[Shape, ...]) -> _Plan:
+        if len(self._plans) >= PLANS_KEPT:
+            self._plans.clear()
+        plan = self._plans[shapes] = _Planner(self, self._declared_sizes).plan(shapes)
+        return plan
+
+    @functools.cached_property
+    def _declared_sizes(self) -> dict[str, int]:
+        """Sizes from integer options and from ``sizes=``; asked once, at first need."""
+        options = {o.name: self.options[o.name] for o in self.spec.options if o.type is int}
+        if self.spec.sizes is None:
+            return options
+        sizes = self._call("sizes", self.function("sizes"), (), self.options)
+        wrong = not isinstance(sizes, Mapping) or any(
+            not isinstance(k, str) or isinstance(v, bool) or not isinstance(v, int | np.integer)
+            for k, v in sizes.items()
+        )
+        if wrong:
+            self._broken(
+                "sizes", f"returned {sizes!r}, expected a dict of sizes", "{'m': 7}", sizes
+            )
+        return options | {name: int(size) for name, size in sizes.items()}
+
+    # -- the plugin's functions --
+
+    def function(self, role: str) -> Callable[..., Any]:
+        """Return the plugin's function of that role (``"forward"``, ...), imported at first use.
+
+        Raises
+        ------
+        PluginError
+            The function is not where the spec says, or its module cannot be imported.
+        """
+        function = self._functions.get(role)
+        if function is None:
+            declared: Function = getattr(self.spec, role)
+            function = declared if callable(declared) else self._imported(role, declared)
+            self._functions[role] = function
+        return function
+
+    def _imported(self, role: str, reference: str) -> Callable[..., Any]:
+        module, _, attribute = reference.partition(":")
+        missing = registry.missing_requirements(self.spec)
+        try:
+            found: Any = importlib.import_module(module)
+            for name in attribute.split("."):
+                found = getattr(found, name)
+        except AdeptmlError:
+            raise
+        except Exception as error:
+            raise self._unusable(role, reference, error, missing) from error
+        if not callable(found):
+            raise self._unusable(
+                role, reference, TypeError(f"{reference} is not callable"), missing
+            )
+        return found  # type: ignore[no-any-return]
+
+    def _unusable(
+        self, role: str, reference: str, error: Exception, missing: tuple[str, ...]
+    ) -> PluginError:
+        """Return the error for a function that cannot be had."""
+        if isinstance(error, ImportError) and missing:
+            code, message = "P102", f"{self.name} needs {', '.join(missing)}: {error}"
+            mend = "pip install " + " ".join(f"'{line}'" for line in missing)
+        else:
+            code = "P103" if not isinstance(error, ModuleNotFoundError | AttributeError) else "P101"
+            message = f"{self.name}: {role}={reference!r}: {type(error).__name__}: {error}"
+            mend = f"the plugin's author: `adeptml plugins validate {self.name}`"
+        return PluginError(
+            message,
+            code=code,
+            distribution=self.distribution,
+            version=self.version,
+            entry_point=self.name,
+            mend=mend,
+        )
+
+    def where(self, role: str) -> str:
+        """Return ``"my_flow/solver.py:61"`` for the function of that role."""
+        function = self._functions.get("forward" if role == "pullback" else role)
+        return _place(function) if function is not None else ""
+
+    def _call(
+        self,
+        role: str,
+        function: Callable[..., Any],
+        arrays: tuple[AnyArray, ...],
+        options: Mapping[str, Any],
+    ) -> Any:
+        if self.spec.writable_inputs:
+            arrays = tuple(array.copy() for array in arrays)
+        try:
+            if self.spec.thread_safe:
+                return function(*arrays, **options)
+            with _lock(self.distribution or self.name):
+                return function(*arrays, **options)
+        except SampleError as error:
+            error.solver = error.solver or self.name
+            raise
+        except AdeptmlError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(array.shape) for array in arrays)
+            note = f"raised by the solver {self.name} in its {role}"
+            error.add_note(f"{note} ({self.where(role)}), called with shapes {shapes}")
+            raise
+
+    def _run_forward(self, point: _Point) -> tuple[Any, Callable[..., Any] | None]:
+        result = self._call(
+            "forward", self.function("forward"), (point.x, *point.args), self.options
+        )
+        is_pair = isinstance(result, tuple | list)
+        if self.mode is not Mode.SPLIT_VJP:
+            if is_pair:
+                hint = "If it returns (y, pullback), the mode is split_vjp."
+                self._broken("forward", f"returned a {type(result).__name__}, expected y. {hint}")
+            return result, None
+        if not is_pair or len(result) != 2 or not callable(result[1]):
+            got = f"{type(result).__name__} of {len(result)}" if is_pair else type(result).__name__
+            self._broken("forward", f"returned a {got}; in mode split_vjp it returns (y, pullback)")
+        return result[0], result[1]
+
+    # -- the way out --
+
+    def _returned_y(self, y: Any, point: _Point) -> AnyArray:
+        y = self._real("forward", "y", y, point.dtype)
+        if y.shape != point.plan.y:
+            expected = self._spelt(point.plan.y, self.spec.y.shape)
+            hint = "One row of y for each row of x." if y.shape[:1] != point.plan.y[:1] else ""
+            self._broken(
+                "forward",
+                f"returned shape {y.shape}, expected {expected}. {hint}".rstrip(),
+                point.plan.y,
+                y.shape,
+            )
+        return y if point.given == point.dtype else _narrowed(self.name, "y", y, point.given)
+
+    def _guarded(self, point: _Point, split: Callable[..., Any] | None) -> Pullback:
+        """Return the pullback at `point`, checked; `split` is what forward gave in split mode."""
+        arrays = (point.x, *point.args)
+
+        def pullback(g: AnyArray) -> tuple[AnyArray | None, ...]:
+            g = self._cotangent_of_y(g, point)
+            if split is not None:
+                return self._cotangents("pullback", self._call("pullback", split, (g,), {}), point)
+            if self.mode is Mode.VJP:
+                inputs = (point.x, g, *point.args)
+                result = self._call("vjp", self.function("vjp"), inputs, self.options)
+                return self._cotangents("vjp", result, point)
+            result = self._call("jacobian", self.function("jacobian"), arrays, self.options)
+            return self._contracted(result, g, point)
+
+        return pullback
+
+    def _cotangent_of_y(self, g: AnyArray, point: _Point) -> AnyArray:
+        if g.shape != point.plan.y:
+            raise InputError(
+                f"{self.name}: the cotangent has shape {g.shape}, y has {point.plan.y}"
+            )
+        return _frozen(g if g.dtype == point.dtype else g.astype(point.dtype))
+
+    def _zero_pullback(self, point: _Point) -> Pullback:
+        """Return the pullback of an empty batch, which the solver never sees."""
+        shapes = self._own_shapes(point)
+        wanted = self.spec.differentiable
+
+        def pullback(g: AnyArray) -> tuple[AnyArray | None, ...]:
+            return tuple(
+                np.zeros(s, point.given) if w else None for s, w in zip(shapes, wanted, strict=True)
+            )
+
+        return pullback
+
+    def _own_shapes(self, point: _Point) -> list[Shape]:
+        """Return the shapes in which x and the args were given."""
+        shapes = list(point.plan.inputs)
+        for index in point.plan.spread:
+            shapes[index + 1] = shapes[index + 1][1:]
+        return shapes
+
+    def _entries(self, role: str, result: Any) -> tuple[Any, ...]:
+        """Return what a derivative function gave as ``(dx, *dargs)``."""
+        count = 1 + len(self.spec.args)
+        if isinstance(result, tuple | list):
+            plain = not any(self.spec.differentiable[1:])
+            if len(result) == count or (plain and len(result) == 1):
+                return tuple(result)
+            got = f"returned {len(result)} entries"
+        elif not any(self.spec.differentiable[1:]):
+            return (result,)
+        else:
+            got = f"returned a single {type(result).__name__}"
+        names = ", ".join(array.name for array in self.spec.inputs)
+        self._broken(
+            role,
+            f"{got}, expected a tuple of {count}: one entry for each of {names} "
+            "(None for what is not differentiable).",
+            count,
+            got,
+        )
+
+    def _cotangents(self, role: str, result: Any, point: _Point) -> tuple[AnyArray | None, ...]:
+        entries = self._entries(role, result)
+        spread = {index + 1 for index in point.plan.spread}
+        checked: list[AnyArray | None] = []
+        for index, (array, entry) in enumerate(zip(self.spec.inputs, entries, strict=False)):
+            if not self.spec.differentiable[index]:
+                checked.append(None)
+                continue
+            value = self._real(role, f"the cotangent of {array.name}", entry, point.dtype)
+            if value.shape != point.plan.inputs[index]:
+                self._wrong_cotangent(role, index, value.shape, point)
+            checked.append(self._given_back(value.sum(0) if index in spread else value, point))
+        checked.extend([None] * (len(self.spec.inputs) - len(checked)))
+        return tuple(checked)
+
+    def _given_back(self, value: AnyArray, point: _Point) -> AnyArray:
+        if point.given == point.dtype:
+            return value
+        return _narrowed(self.name, "a cotangent", value, point.given)
+
+    def _wrong_cotangent(self, role: str, index: int, got: Shape, point: _Point) -> NoReturn:
+        array, expected = self.spec.inputs[index], point.plan.inputs[index]
+        per_sample = len(expected) > len(array.shape)
+        spelt = self._spelt(expected, array.shape, per_sample=per_sample)
+        hint = f"It must return the cotangent of {array.name}"
+        if got == point.plan.y:
+            hint += f" {self._sized(array)}, not of {self.spec.y.name} {self._sized(self.spec.y)}"
+        elif not per_sample and got == (point.plan.y[0], *expected):
+            hint += ", summed over the batch: the arg is shared"
+        self._broken(
+            role,
+            f"returned shape {got} for {array.name}, expected {spelt}. {hint}.",
+            expected,
+            got,
+        )
+
+    def _contracted(self, result: Any, g: AnyArray, point: _Point) -> tuple[AnyArray | None, ...]:
+        """Contract g with the Jacobians: ``dx[b] = sum_y g[b, y] J[b, y, :]``; sum if shared."""
+        entries = self._entries("jacobian", result)
+        flat = g.reshape(len(g), 1, -1)
+        spread = {index + 1 for index in point.plan.spread}
+        cotangents: list[AnyArray | None] = [None] * len(self.spec.inputs)
+        for index, (array, entry) in enumerate(zip(self.spec.inputs, entries, strict=False)):
+            if not self.spec.differentiable[index]:
+                continue
+            own = point.plan.inputs[index]
+            core = own[1:] if len(own) > len(array.shape) else own
+            jacobian = self._jacobian_of(array, entry, core, point)
+            rows = np.matmul(flat, jacobian.reshape(len(g), flat.shape[2], -1))
+            rows = rows.reshape(len(g), *core)
+            shared = len(own) == len(core) or index in spread
+            cotangents[index] = self._given_back(rows.sum(0) if shared else rows, point)
+        return tuple(cotangents)
+
+    def _jacobian_of(self, array: Array, entry: Any, core: Shape, point: _Point) -> AnyArray:
+        jacobian = self._real("jacobian", f"the Jacobian in {array.name}", entry, point.dtype)
+        expected = (*point.plan.y, *core)
+        if jacobian.shape != expected:
+            spelt = self._spelt(expected, (*self.spec.y.shape, *array.shape))
+            transposed = (point.plan.y[0], *core, *point.plan.y[1:])
+            hint = (
+                " Its axes are transposed: first y, then x." if jacobian.shape == transposed else ""
+            )
+            self._broken(
+                "jacobian",
+                f"returned shape {jacobian.shape} for {array.name}, expected {spelt}.{hint}",
+                expected,
+                jacobian.shape,
+            )
+        return jacobian
+
+    def _real(self, role: str, what: str, value: Any, dtype: np.dtype[Any]) -> AnyArray:
+        """Return `value` as an array, refused unless it has the dtype `dtype`."""
+        if value is None:
+            self._broken(role, f"returned None for {what}", dtype, None)
+        array = np.asarray(value)
+        if array.dtype != dtype:
+            hint = ""
+            if array.dtype.kind == "c":
+                hint = " Its imaginary part would be lost: return the real part if that is meant."
+            elif array.dtype.kind == "f":
+                hint = f" Cast it back (y.astype(x.dtype)) or declare dtypes=('{array.dtype}',)."
+            self._broken(
+                role,
+                f"returned {array.dtype} for {what}, expected {dtype}.{hint}",
+                dtype,
+                array.dtype,
+            )
+        return array
+
+    def _spelt(self, shape: Shape, core: tuple[int | str, ...], *, per_sample: bool = True) -> str:
+        """Return ``"(8, 4) = (batch, n)"``."""
+        names = [str(size) for size in core]
+        symbols = ", ".join(["batch", *names] if per_sample else names)
+        return f"{shape} = ({symbols})" if symbols != ", ".join(map(str, shape)) else str(shape)
+
+    def _sized(self, array: Array) -> str:
+        return f"[{', '.join(map(str, array.shape))}]"
+
+    def _broken(
+        self, role: str, message: str, expected: object = None, got: object = None
+    ) -> NoReturn:
+        where = self.where(role)
+        raise ContractError(
+            f"{self.name} ({self.mode}): {role} {message} {where}".rstrip(),
+            solver=self.name,
+            mode=self.mode.value,
+            where=f"{role} ({where})" if where else role,
+            expected=expected,
+            got=got,
+        )
+
+
+def _rebuilt(spec: SolverSpec, options: dict[str, Any], distribution: str, version: str) -> Solver:
+    return Solver(spec, options, distribution=distribution, version=version)
+
+
+def named(name: str, options: Mapping[str, object] | None = None) -> Solver:
+    """Return the installed solver called `name`, ready to call.
+
+    Parameters
+    ----------
+    name : str
+        ``"heat1d"`` or ``"adeptml-heat1d/heat1d"``.
+    options : mapping, optional
+        Values by name.
+
+    Raises
+    ------
+    UnknownSolverError, PluginError, ConfigError
+        No such solver; a broken plugin; wrong options.
+    """
+    entry = registry.find(name)
+    return Solver(
+        registry.load(entry), options, distribution=entry.distribution, version=entry.version
+    )
+
+
+class _Planner:
+    """Works out, from the shapes of one call, every size and every expected shape."""
+
+    def __init__(self, solver: Solver, declared: Mapping[str, int]) -> None:
+        self.name = solver.name
+        self.spec = solver.spec
+        self.sizes = dict(declared)
+        self.origin = dict.fromkeys(declared, "the options")
+
+    def plan(self, shapes: tuple[Shape, ...]) -> _Plan:
+        x, *args = shapes
+        self._check_count(len(args))
+        if len(x) != 1 + len(self.spec.x.shape):
+            self._refuse(self.spec.x, x, "(batch, *core)", " Add the batch axis: x[None]")
+        batch = x[0]
+        self._bind(self.spec.x, x, x[1:])
+        inputs, spread = [x], []
+        for index, (array, shape) in enumerate(zip(self.spec.args, args, strict=True)):
+            per_sample = self._is_per_sample(array, shape, batch)
+            core = shape[1:] if per_sample else shape
+            self._bind(array, shape, core)
+            if array.batched is True and not per_sample:
+                spread.append(index)
+                shape = (batch, *core)
+            inputs.append(shape)
+        y = tuple(s if isinstance(s, int) else self._size(s) for s in self.spec.y.shape)
+        return _Plan((batch, *y), tuple(inputs), tuple(spread), self.sizes)
+
+    def _check_count(self, count: int) -> None:
+        if count != len(self.spec.args):
+            names = ", ".join(array.name for array in self.spec.args) or "none"
+            raise InputError(
+                f"{self.name} takes {len(self.spec.args)} args after x ({names}), got {count}"
+            )
+
+    def _is_per_sample(self, array: Array, shape: Shape, batch: int) -> bool:
+        extra = len(shape) - len(array.shape)
+        if extra not in (0, 1):
+            self._refuse(array, shape, "its core shape, or (batch, *core)")
+        if extra and array.batched is False:
+            self._refuse(array, shape, "its core shape", " It is shared by the batch")
+        if extra and shape[0] != batch:
+            self._refuse(array, shape, f"batch = {batch} first, as in x")
+        return bool(extra)
+
+    def _bind(self, array: Array, shape: Shape, core: Shape) -> None:
+        """Let `core` define the sizes of `array`, or hold it against those known."""
+        for size, got in zip(array.shape, core, strict=True):
+            known = size if isinstance(size, int) else self.sizes.setdefault(size, got)
+            if isinstance(size, str):
+                self.origin.setdefault(size, array.name)
+            if known != got:
+                why = (
+                    f"{size} = {known} by {self.origin[size]}" if size in self.sizes else f"{size}"
+                )
+                self._refuse(array, shape, f"{self._core(array)} with {why}")
+
+    def _size(self, name: str) -> int:
+        if name not in self.sizes:
+            raise ContractError(
+                f"{self.name}: sizes returned nothing for {name!r}, a size of {self.spec.y.name}",
+                solver=self.name,
+                mode=str(self.spec.mode),
+                where="sizes",
+                expected=name,
+                got=sorted(self.sizes),
+            )
+        return self.sizes[name]
+
+    def _core(self, array: Array) -> str:
+        return f"({', '.join(map(str, array.shape))}{',' if len(array.shape) == 1 else ''})"
+
+    def _refuse(self, array: Array, got: Shape, expected: str, hint: str = "") -> NoReturn:
+        core = self._core(array)
+        raise InputError(
+            f"{self.name}: {array.name} has shape {got}, expected {expected}, where its core "
+            f"shape is {core}.{hint}".rstrip()
+        )
+
+
+# ---- two bare functions --------------------------------------------------------------------------
+
+
+class RawSolver:
+    """A solver without a spec: bare functions, as ``PhysicsConfig(forward_func=...)`` takes them.
+
+    Parameters
+    ----------
+    mode : Mode
+        What `forward` and `derivative` mean.
+    forward : callable
+        ``forward(x, *args) -> y``; in split mode ``-> (y, pullback)``.
+    derivative : callable, optional
+        ``jacobian(x, *args)`` or ``vjp(x, grad_output, *args)``; not used in split mode.
+
+    Notes
+    -----
+    Nothing is declared, so nothing is taken for granted: the functions get private, writable copies
+    in the dtype of x; y must be ``(batch, ...)`` with at least two axes (one, if x has one); dx must
+    have the shape of x; a Jacobian is ``(batch, *y, *x)`` or the same flattened to three axes.
+    Results are cast to the dtype of x, if they are real and fit. No cotangent of the args.
+    """
+
+    differentiable: tuple[bool, ...] | None = None
+    deterministic = True
+
+    def __init__(
+        self,
+        mode: Mode,
+        forward: Callable[..., Any],
+        derivative: Callable[..., Any] | None = None,
+        *,
+        name: str = "",
+    ) -> None:
+        self.mode = mode
+        self.name = name or getattr(forward, "__name__", type(forward).__name__)
+        self.keeps_pullback = mode is Mode.SPLIT_VJP
+        self._forward = forward
+        self._derivative = derivative
+
+    def arg_name(self, index: int) -> str:
+        """Return ``"args[0]"``: bare functions have no names for them."""
+        return f"args[{index}]"
+
+    def forward(self, x: AnyArray, *args: Any) -> AnyArray:
+        """Return y, shape (batch, ...), in the dtype of x."""
+        return self._run(x, args)[0]
+
+    def linearize(self, x: AnyArray, *args: Any) -> tuple[AnyArray, Pullback]:
+        """Return y and the pullback at ``(x, *args)``."""
+        y, split = self._run(x, args)
+        return y, functools.partial(self._pull, x, args, split)
+
+    def pullback_at(self, x: AnyArray, *args: Any) -> Pullback:
+        """Return the pullback alone: in split mode by running forward again."""
+        split = self._run(x, args)[1] if self.keeps_pullback else None
+        return functools.partial(self._pull, x, args, split)
+
+    def _run(self, x: AnyArray, args: tuple[Any, ...]) -> tuple[AnyArray, Any]:
+        if x.dtype.kind != "f":
+            raise InputError(
+                f"{self.name}: x is {x.dtype}; a solver's x is real and floating, or its results "
+                "would be cut off. Convert it, e.g. x.float()."
+            )
+        result, split = self._call("forward", self._forward, x, args), None
+        if self.keeps_pullback:
+            pair = isinstance(result, tuple | list) and len(result) == 2 and callable(result[1])
+            if not pair:
+                self._broken(
+                    "forward",
+                    f"returned {type(result).__name__}; in split mode it returns (y, pullback)",
+                )
+            result, split = result
+        elif isinstance(result, tuple | list) and len(result) == 2 and callable(result[1]):
+            self._broken("forward", "returned (y, pullback): set use_split_vjp=True")
+        y = self._cast("forward", result, x.dtype)
+        batched = y.ndim >= min(2, x.ndim) and y.shape[:1] == x.shape[:1]
+        if not batched:
+            self._broken(
+                "forward",
+                f"returned shape {y.shape} for x of shape {x.shape}, expected (batch, out) = "
+                f"({x.shape[0] if x.ndim else ''}, out), one row for each row of x.",
+                (*x.shape[:1], "out"),
+                y.shape,
+            )
+        return y, split
+
+    def _pull(
+        self, x: AnyArray, args: tuple[Any, ...], split: Any, g: AnyArray
+    ) -> tuple[AnyArray | None, ...]:
+        if x.size == 0:
+            return (np.zeros_like(x),)
+        if split is not None:
+            result = self._call("pullback", split, g, ())
+        elif self.mode is Mode.VJP:
+            result = self._call("vjp", self._require_derivative(), x, (g, *args))
+        else:
+            result = self._call("jacobian", self._require_derivative(), x, args)
+            return (self._contract(result, x, g),)
+        role = "pullback" if split is not None else "vjp"
+        dx = self._cast(role, result[0] if isinstance(result, tuple | list) else result, x.dtype)
+        if dx.shape != x.shape:
+            self._broken(
+                role,
+                f"returned shape {dx.shape}, expected {x.shape}: the cotangent of x.",
+                x.shape,
+                dx.shape,
+            )
+        return (dx,)
+
+    def _contract(self, result: Any, x: AnyArray, g: AnyArray) -> AnyArray:
+        jacobian = self._cast("jacobian", result, x.dtype)
+        full = (*g.shape, *x.shape[1:])
+        flat = (len(x), math.prod(g.shape[1:]), math.prod(x.shape[1:]))
+        if jacobian.shape not in (full, flat):
+            transposed = (len(x), *x.shape[1:], *g.shape[1:])
+            hint = " Its axes are transposed." if jacobian.shape == transposed else ""
+            self._broken(
+                "jacobian",
+                f"returned shape {jacobian.shape}, expected {full} = (batch, out, in).{hint}",
+                full,
+                jacobian.shape,
+            )
+        rows = np.matmul(g.reshape(len(g), 1, flat[1]), jacobian.reshape(flat))
+        return rows.reshape(x.shape)
+
+    def _require_derivative(self) -> Callable[..., Any]:
+        if self._derivative is None:
+            what = "vjp(x, grad_output, *args)" if self.mode is Mode.VJP else "jacobian(x, *args)"
+            raise ContractError(
+                f"{self.name}: mode {self.mode} needs a derivative function, {what}",
+                solver=self.name,
+                mode=self.mode.value,
+                where="jacobian_func",
+            )
+        return self._derivative
+
+    def _call(
+        self, role: str, function: Callable[..., Any], x: AnyArray, args: tuple[Any, ...]
+    ) -> Any:
+        copies = [arg.copy() if isinstance(arg, np.ndarray) else arg for arg in args]
+        try:
+            return function(np.array(x, order="C"), *copies)
+        except SampleError as error:
+            error.solver = error.solver or self.name
+            raise
+        except AdeptmlError:
+            raise
+        except Exception as error:
+            error.add_note(f"raised by {self.name} in its {role} ({_place(function)})")
+            raise
+
+    def _cast(self, role: str, value: Any, dtype: np.dtype[Any]) -> AnyArray:
+        """Return `value` in `dtype`; refused where that would change more than its precision."""
+        array = np.asarray(value)
+        if array.dtype == dtype:
+            return array
+        if array.dtype.kind not in INTEGRAL + "f":
+            self._broken(
+                role,
+                f"returned {array.dtype}, expected real numbers of {dtype}; "
+                "a cast would lose what makes them different.",
+                dtype,
+                array.dtype,
+            )
+        try:
+            with np.errstate(over="raise"):
+                return array.astype(dtype)
+        except FloatingPointError:
+            self._broken(
+                role,
+                f"returned {array.dtype} with values too large for {dtype}, the dtype of x; "
+                "give x as float64 or scale the result.",
+                dtype,
+                array.dtype,
+            )
+
+    def _broken(
+        self, role: str, message: str, expected: object = None, got: object = None
+    ) -> NoReturn:
+        function = self._derivative if role in ("jacobian", "vjp") else self._forward
+        where = _place(function) if function is not None else ""
+        raise ContractError(
+            f"{self.name} ({self.mode}): {role} {message} {where}".rstrip(),
+            solver=self.name,
+            mode=self.mode.value,
+            where=f"{role} ({where})",
+            expected=expected,
+            got=got,
+        )
+
+
+# ---- small change --------------------------------------------------------------------------------
+
+_locks: dict[str, threading.RLock] = {}
+
+
+def _lock(distribution: str) -> threading.RLock:
+    """Return the one re-entrant lock of a distribution whose solvers are not thread-safe."""
+    return _locks.setdefault(distribution, threading.RLock())
+
+
+def _frozen(array: AnyArray) -> AnyArray:
+    """Return a C-contiguous, read-only view (or copy, where it must) of `array`."""
+    if not array.flags.c_contiguous:
+        array = np.asarray(array, order="C")  # not ascontiguousarray, which makes 0-d 1-d
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array
+
+
+def _narrowed(name: str, what: str, value: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
+    """Cast a result back to the dtype in which x was given."""
+    try:
+        with np.errstate(over="raise"):
+            return value.astype(dtype)
+    except FloatingPointError:
+        raise InputError(
+            f"{name}: {what} holds values too large for {dtype}, the dtype of x; give x in a "
+            "wider dtype."
+        ) from None
+
+
+def _place(function: Callable[..., Any]) -> str:
+    """Return ``"package/module.py:61"``, as much of it as can be known."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
+    path = os.path.join(*code.co_filename.split(os.sep)[-2:])
+    return f"{path}:{code.co_firstlineno}"
