@@ -104,8 +104,9 @@ class MLPConfig:
         for name in ("hidden_activation", "output_activation"):
             value = getattr(self, name)
             if value not in ACTIVATIONS:
+                hint = did_you_mean(str(value), ACTIVATIONS)
                 raise ConfigError(
-                    f"MLPConfig: {name}={value!r} is unknown.{did_you_mean(str(value), ACTIVATIONS)} "
+                    f"MLPConfig: {name}={value!r} is unknown.{hint} "
                     f"One of {', '.join(ACTIVATIONS)}."
                 )
 
@@ -462,8 +463,9 @@ class HybridConfig:
             return spec
         if isinstance(member, MLPConfig | PhysicsConfig):
             member.validate()
-            is_named = isinstance(member, PhysicsConfig) and member.solver is not None
-            return member.spec if is_named else None
+            if isinstance(member, PhysicsConfig) and member.solver is not None:
+                return member.spec
+            return None
         if is_module(member):
             return None
         hint = ""
@@ -532,7 +534,7 @@ class HybridConfig:
         return selected
 
     def _is_trainable(self, source: str) -> bool:
-        member = self.models.get(source)
+        member: Any = self.models.get(source)
         if is_module(member):
             return any(parameter.requires_grad for parameter in member.parameters())
         return isinstance(member, MLPConfig)
@@ -718,7 +720,7 @@ def _normalised(where: str, selector: Any) -> Selector:
 
 
 def _sources_to_dict(sources: Mapping[str, Selector]) -> dict[str, Any]:
-    return {source: ALL if columns is None else list(columns) for source, columns in sources.items()}
+    return {source: ALL if c is None else list(c) for source, c in sources.items()}
 
 
 def _member_from_dict(name: str, member: Any, modules: dict[str, Any]) -> Any:

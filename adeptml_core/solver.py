@@ -16,8 +16,8 @@ jacobian    ``g -> contract(g, jacobian(x, *args))``
 `Solver` makes that one face out of a `SolverSpec`; `RawSolver` makes it out of two bare functions.
 The operator (`adeptml_core.autograd`) and the proof (`adeptml_core.conformance`) know nothing else.
 
-Both stand guard in both directions. What goes in has the declared dtype and shape, is contiguous and
-read-only. What comes out must have the declared shape and dtype and be real: a wrong shape that
+Both stand guard in both directions. What goes in has the declared dtype and shape, is contiguous
+and read-only. What comes out must have the declared shape and dtype and be real: a wrong shape that
 happens to broadcast is a wrong gradient that nobody sees, so it is a `ContractError` here.
 """
 
@@ -650,10 +650,10 @@ class _Planner:
             per_sample = self._is_per_sample(array, shape, batch)
             core = shape[1:] if per_sample else shape
             self._bind(array, shape, core)
-            if array.batched is True and not per_sample:
+            must_spread = array.batched is True and not per_sample
+            if must_spread:
                 spread.append(index)
-                shape = (batch, *core)
-            inputs.append(shape)
+            inputs.append((batch, *core) if must_spread else shape)
         y = tuple(s if isinstance(s, int) else self._size(s) for s in self.spec.y.shape)
         return _Plan((batch, *y), tuple(inputs), tuple(spread), self.sizes)
 
@@ -727,8 +727,8 @@ class RawSolver:
     Notes
     -----
     Nothing is declared, so nothing is taken for granted: the functions get private, writable copies
-    in the dtype of x; y must be ``(batch, ...)`` with at least two axes (one, if x has one); dx must
-    have the shape of x; a Jacobian is ``(batch, *y, *x)`` or the same flattened to three axes.
+    in the dtype of x; y must be ``(batch, ...)`` with at least two axes (one, if x has one); dx
+    must have the shape of x; a Jacobian is ``(batch, *y, *x)`` or the same flattened to three axes.
     Results are cast to the dtype of x, if they are real and fit. No cotangent of the args.
     """
 
@@ -833,7 +833,7 @@ class RawSolver:
                 jacobian.shape,
             )
         rows = np.matmul(g.reshape(len(g), 1, flat[1]), jacobian.reshape(flat))
-        return rows.reshape(x.shape)
+        return np.asarray(rows.reshape(x.shape))
 
     def _require_derivative(self) -> Callable[..., Any]:
         if self._derivative is None:

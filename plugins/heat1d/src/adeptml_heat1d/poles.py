@@ -49,7 +49,7 @@ SCALE = 9.0
 COEFFICIENTS = 75  # the Chebyshev coefficients have fallen to 1e-16 here
 SAMPLES = 256
 FIT_POINTS = 100  # for the residues
-WEIGHT_AT_ZERO = 100.0  # pins r(0) = 1 to rounding; the error elsewhere grows by 3 %
+WEIGHT_AT_ZERO = 1000.0  # pins r(0) = 1 to 1e-13; the error elsewhere grows by 3 %
 
 
 @cache

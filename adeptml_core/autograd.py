@@ -1,0 +1,335 @@
+"""The one differentiable operator: a solver, seen by torch as a function of tensors.
+
+`apply` is all there is. What it does with a solver can be told in four sentences.
+
+*Without grad* the solver is called and its result handed over; torch records nothing.
+
+*With grad* one node is recorded. Solvers whose pullback costs nothing to make (vjp, jacobian) make
+it in backward, from the saved x and args. A pullback that forward returned (split mode) must live
+and die as torch's saved tensors do: freed by backward, kept by ``retain_graph``, void when x was
+changed in place. So it rides on one of them, a *ticket*: a 0-d tensor over an array that carries
+the pullback, and is found again by its address. Where the ticket that comes back is another one (a
+hook moved it to disk, say), forward runs again.
+
+*The backward pass is itself a node.* Asked for a second derivative it refuses, aloud
+(`HigherOrderError`): a pullback that numpy computed is a constant to torch, and torch would go on
+with the wrong number.
+
+*Memory is shared only where nobody can be harmed.* Solvers read torch's memory through read-only
+views. A result is adopted without a copy only if it owns its memory and nobody else holds it: not
+the solver's buffer, not the pullback's closure.
+"""
+
+import sys
+import warnings
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adeptml_core.errors import HigherOrderError, InputError
+from adeptml_core.solver import Linearizer, Pullback, Solver, named
+
+__all__ = ["apply", "solve"]
+
+AnyArray = NDArray[Any]
+
+SMALL = 4096  # elements; below, a copy costs less than finding out whether it is needed
+
+
+def solve(name: str, x: Tensor, *args: Any, options: Mapping[str, object] | None = None) -> Tensor:
+    """Call an installed solver on tensors; differentiable in x and the args that it declares.
+
+    Parameters
+    ----------
+    name : str
+        ``"heat1d"``, or ``"adeptml-heat1d/heat1d"`` where two distributions claim it.
+    x : Tensor, shape (batch, *core), floating
+        The solver's x.
+    *args : Tensor, array_like or number
+        The solver's args, in order: each of its core shape (shared by the batch) or per sample.
+    options : mapping, optional
+        The solver's options by name.
+
+    Returns
+    -------
+    Tensor, shape (batch, *y_core), dtype and device of x
+
+    Raises
+    ------
+    UnknownSolverError, PluginError, ConfigError
+        No such solver; a broken plugin; wrong options.
+    InputError
+        x or an arg does not fit what the solver declares.
+    ContractError
+        What the solver returned does not.
+    """
+    return apply(_named(name, _hashable(options)), x, *args)
+
+
+def _hashable(options: Mapping[str, object] | None) -> tuple[tuple[str, object], ...]:
+    items = (options or {}).items()
+    return tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in items)
+
+
+@lru_cache(maxsize=128)
+def _named(name: str, options: tuple[tuple[str, object], ...]) -> Solver:
+    return named(name, dict(options))
+
+
+def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
+    """Return ``solver(x, *args)``, differentiable in x and the declared args.
+
+    Parameters
+    ----------
+    solver : Linearizer
+        A `Solver` or `RawSolver`.
+    x : Tensor, shape (batch, ...), floating
+    *args : Tensor, ndarray, number or None
+
+    Returns
+    -------
+    Tensor, shape (batch, ...), dtype and device of x
+
+    Warns
+    -----
+    UserWarning
+        Once for each arg that requires grad, but is not declared differentiable.
+    """
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _outside_the_graph(solver, x, *args))
+    if not isinstance(x, Tensor):
+        raise InputError(
+            f"{solver.name}: x is of type {type(x).__name__}; the operator takes a torch.Tensor"
+        )
+    if torch.is_grad_enabled():
+        args = _declared(solver, args)
+        if x.requires_grad or any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return cast(Tensor, _Linearization.apply(solver, x, *args))  # type: ignore[no-untyped-call]
+    return _without_grad(solver, x, args)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _outside_the_graph(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
+    """Run eagerly, beside what torch.compile compiles: a graph break, never a traced solver."""
+    return apply(solver, x, *args)
+
+
+def _declared(solver: Linearizer, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Detach the args that require grad without being declared differentiable; warn once."""
+    if not any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        return args
+    declared = solver.differentiable or ()
+    kept = list(args)
+    for index, arg in enumerate(args):
+        is_declared = index + 1 < len(declared) and declared[index + 1]
+        if isinstance(arg, Tensor) and arg.requires_grad and not is_declared:
+            _warn_once(solver.name, solver.arg_name(index))
+            kept[index] = arg.detach()
+    return tuple(kept)
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def _warn_once(solver: str, arg: str) -> None:
+    if (solver, arg) in _warned:
+        return
+    _warned.add((solver, arg))
+    warnings.warn(
+        f"{solver}: {arg} requires grad, but the solver declares no derivative for it; it gets no "
+        "gradient and will not train. Detach it, or declare the arg differentiable.",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _without_grad(solver: Linearizer, x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    for value in (x, *args):
+        if isinstance(value, Tensor) and _has_tangent(value):
+            raise InputError(
+                f"{solver.name}: forward-mode differentiation is not supported here; use backward"
+            )
+    y = solver.forward(_array(x), *[_argument(arg) for arg in args])
+    return _adopted(y, x)
+
+
+def _has_tangent(value: Tensor) -> bool:
+    dual = torch.autograd.forward_ad.unpack_dual(value)  # type: ignore[no-untyped-call]
+    return dual.tangent is not None
+
+
+class _Linearization(torch.autograd.Function):
+    """The node that forward records: y, and the way back to x and the args.
+
+    It has no ``setup_context``: torch would bind the signature anew at every call, a third of the
+    cost of a small solver.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
+        arguments = [_argument(arg) for arg in args]
+        if solver.keeps_pullback:
+            y, pullback = solver.linearize(_array(x), *arguments)
+            ticket = _ticket_for(pullback)
+            del pullback  # or it would be another holder of y
+        else:
+            y = solver.forward(_array(x), *arguments)
+            ticket = None
+        ctx.solver = solver
+        ctx.constants = [None if isinstance(a, Tensor) else v for a, v in zip(args, arguments)]  # noqa: B905 - equal by construction, and hot
+        ctx.is_tensor = [isinstance(a, Tensor) for a in args]
+        ctx.save_for_backward(x, ticket, *[a for a in args if isinstance(a, Tensor)])
+        return _adopted(y, x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, ticket, *tensors = ctx.saved_tensors  # raises if any was changed in place, or freed
+        waiting = iter(tensors)
+        args = [next(waiting) if t else c for t, c in zip(ctx.is_tensor, ctx.constants)]  # noqa: B905 - as above
+        needed = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():  # create_graph=True
+            return None, *_Cotangents.apply(ctx.solver, ticket, needed, g, x, *args)  # type: ignore[no-untyped-call]
+        return None, *_cotangents(ctx.solver, ticket, needed, g, x, args)
+
+
+class _Cotangents(torch.autograd.Function):
+    """The backward pass as a node of its own, which says no to a second derivative."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        solver: Linearizer,
+        ticket: Tensor | None,
+        needed: tuple[bool, ...],
+        g: Tensor,
+        x: Tensor,
+        *args: Any,
+    ) -> Any:
+        ctx.solver = solver
+        return _cotangents(solver, ticket, needed, g, x, list(args))
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise HigherOrderError(
+            f"{ctx.solver.name}: a second derivative was asked for, and the solver has no rule for "
+            "it; torch would take its first derivative for a constant and return a wrong number. "
+            "Where only first derivatives are meant, drop create_graph=True.",
+            solver=ctx.solver.name,
+        )
+
+
+def _cotangents(
+    solver: Linearizer,
+    ticket: Tensor | None,
+    needed: tuple[bool, ...],
+    g: Tensor,
+    x: Tensor,
+    args: list[Any],
+) -> tuple[Tensor | None, ...]:
+    """Return the cotangents of ``(x, *args)``, None for those not `needed`."""
+    pullback = _kept_pullback(ticket)
+    if pullback is None:
+        pullback = _made_anew(solver, x, args)
+    arrays = list(pullback(_array(g)))
+    found: list[Tensor | None] = [None] * len(needed)
+    for index, like in enumerate((x, *args)):
+        if needed[index]:
+            array = arrays[index]
+            arrays[index] = None  # so that `array` alone holds it
+            found[index] = _adopted(array, like)
+    return tuple(found)
+
+
+def _made_anew(solver: Linearizer, x: Tensor, args: list[Any]) -> Pullback:
+    if solver.keeps_pullback and not solver.deterministic:
+        raise HigherOrderError(
+            f"{solver.name}: the pullback was lost (a saved-tensor hook, a clone), and running the "
+            "solver again would give another one: it is not deterministic. Avoid hooks that move "
+            "saved tensors around this solver.",
+            solver=solver.name,
+        )
+    return solver.pullback_at(_array(x), *[_argument(arg) for arg in args])
+
+
+# ---- where a pullback lives ----------------------------------------------------------------------
+
+
+class _Carrier(np.ndarray):
+    """A 0-d array that carries a pullback for as long as a tensor over it is alive."""
+
+    pullback: Pullback
+
+
+_carriers: WeakValueDictionary[int, _Carrier] = WeakValueDictionary()
+
+
+def _ticket_for(pullback: Pullback) -> Tensor:
+    """Return a tensor whose lifetime is that of `pullback`; an address names it, until it dies."""
+    carrier = _Carrier((), np.int64)
+    carrier.pullback = pullback
+    ticket = torch.from_numpy(carrier)
+    _carriers[ticket.data_ptr()] = carrier
+    return ticket
+
+
+def _kept_pullback(ticket: Tensor | None) -> Pullback | None:
+    carrier = None if ticket is None else _carriers.get(ticket.data_ptr())
+    return None if carrier is None else carrier.pullback
+
+
+# ---- tensors and arrays --------------------------------------------------------------------------
+
+
+def _array(tensor: Tensor) -> AnyArray:
+    """Return the values on the CPU, without a copy where they are there; bfloat16 as float32."""
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.float()
+    return cast(AnyArray, tensor.numpy(force=True))
+
+
+def _argument(value: Any) -> Any:
+    """Return an arg as the solver takes it; numpy memory, which has no version, is copied."""
+    if isinstance(value, Tensor):
+        return _array(value)
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _adopted(array: AnyArray, like: Tensor) -> Tensor:
+    """Return `array` as a tensor of the dtype and device of `like`.
+
+    The caller's own variable must be the only reference to `array` besides those to be found out.
+    """
+    if array.size < SMALL or not _is_ours(array.flags) or sys.getrefcount(array) > _sole_holder:
+        array = array.copy()
+    tensor = torch.from_numpy(array)
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        tensor = tensor.to(device=like.device, dtype=like.dtype)
+    return tensor
+
+
+def _is_ours(flags: Any) -> bool:
+    return bool(flags.owndata and flags.writeable and flags.c_contiguous)
+
+
+def _count_of_sole_holder() -> int:
+    """Return what ``getrefcount`` says in `_adopted` of an array that only its caller holds.
+
+    The number is the interpreter's affair (3.14 counts one less), so it is measured, in the same
+    constellation. Without a global lock it means nothing, and every array counts as held.
+    """
+
+    def adopted(array: AnyArray) -> int:
+        return sys.getrefcount(array)
+
+    array = np.empty(1)
+    has_lock = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return adopted(array) if has_lock else -1
+
+
+_sole_holder = _count_of_sole_holder()
