@@ -236,7 +236,7 @@ def _cotangents(
     pullback = _kept_pullback(ticket)
     if pullback is None:
         pullback = _made_anew(solver, x, args)
-    arrays = list(pullback(_array(g)))
+    arrays: list[Any] = list(pullback(_array(g)))
     found: list[Tensor | None] = [None] * len(needed)
     for index, like in enumerate((x, *args)):
         if needed[index]:
@@ -290,7 +290,7 @@ def _array(tensor: Tensor) -> AnyArray:
     """Return the values on the CPU, without a copy where they are there; bfloat16 as float32."""
     if tensor.dtype is torch.bfloat16:
         tensor = tensor.float()
-    return cast(AnyArray, tensor.numpy(force=True))
+    return tensor.numpy(force=True)
 
 
 def _argument(value: Any) -> Any:

@@ -293,11 +293,11 @@ class Solver:
     def _planned(self, shapes: tuple[Shape, ...]) -> _Plan:
         if len(self._plans) >= PLANS_KEPT:
             self._plans.clear()
-        plan = self._plans[shapes] = _Planner(self, self._declared_sizes).plan(shapes)
+        plan = self._plans[shapes] = _Planner(self, self.declared_sizes).plan(shapes)
         return plan
 
     @functools.cached_property
-    def _declared_sizes(self) -> dict[str, int]:
+    def declared_sizes(self) -> dict[str, int]:
         """Sizes from integer options and from ``sizes=``; asked once, at first need."""
         options = {o.name: self.options[o.name] for o in self.spec.options if o.type is int}
         if self.spec.sizes is None:

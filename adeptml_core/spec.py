@@ -17,9 +17,8 @@ import keyword
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any
 
@@ -42,8 +41,6 @@ API = 1
 FLOATING = ("float64", "float32", "float16")
 EXACT = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
-type_names = {bool: "bool", int: "int", float: "float", str: "str", tuple: "tuple"}
-
 Function = str | Callable[..., Any]
 """``"module:attribute"``, resolved on first use, or a callable for a solver not packaged."""
 
@@ -63,13 +60,10 @@ def normalize_name(name: str) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"``, or an empty string where nothing comes close."""
+    from difflib import get_close_matches  # on the way to an error only: listing need not wait
+
     close = get_close_matches(str(name), list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def _require(condition: object, message: str) -> None:
-    if not condition:
-        raise SpecError(message)
 
 
 def _is_identifier(name: object) -> bool:
@@ -78,7 +72,14 @@ def _is_identifier(name: object) -> bool:
 
 def _is_real(value: object) -> bool:
     """Tell whether `value` is a real number: not a bool, not NaN."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and value == value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    return not math.isnan(value)
+
+
+def _tupled(value: object) -> Any:
+    """Return lists, however deep, as tuples, so that specs and options hash."""
+    return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ class Array:
     unit : str
         ``"1"`` for a pure number.
     low, high : float or tuple, optional
-        Inclusive bounds, as a number or a tuple that broadcasts to the core shape. A promise: within
-        them the result is finite and the derivative right.
+        Inclusive bounds, each a number or a nested tuple that broadcasts to the core shape. A
+        promise: within them the result is finite and the derivative right.
     differentiable : bool
         For an arg: whether the solver returns a cotangent for it. ``x`` and ``y`` always are.
     dtype : str, optional
@@ -130,56 +131,41 @@ class Array:
     doc: str = ""
 
     def __post_init__(self) -> None:
-        _require(_is_identifier(self.name), f"Array: the name {self.name!r} is no identifier")
-        self._check_shape()
-        self._check_fields()
-        self._check_bounds()
-
-    def _check_shape(self) -> None:
-        is_tuple = isinstance(self.shape, tuple | list)
-        _require(
-            is_tuple,
-            f"Array {self.name!r}: the shape is {self.shape!r}; write a tuple, as in ('n',)",
-        )
-        object.__setattr__(self, "shape", tuple(self.shape))
-        for size in self.shape:
-            fixed = isinstance(size, int) and not isinstance(size, bool) and size >= 1
-            _require(
-                fixed or _is_identifier(size),
-                f"Array {self.name!r}: the size {size!r} is neither a positive int nor a name",
-            )
-
-    def _check_fields(self) -> None:
         where = f"Array {self.name!r}"
-        _require(isinstance(self.unit, str), f"{where}: unit={self.unit!r} is not a string")
-        _require(isinstance(self.doc, str), f"{where}: doc={self.doc!r} is not a string")
-        _require(
-            isinstance(self.differentiable, bool),
-            f"{where}: differentiable={self.differentiable!r} is neither True nor False",
-        )
-        _require(
-            self.batched in (None, True, False),
-            f"{where}: batched={self.batched!r} is none of None, True, False",
-        )
-        _require(
-            self.dtype is None or self.dtype in EXACT,
-            f"{where}: dtype={self.dtype!r}. Leave it out for a floating array; "
-            f"otherwise one of {', '.join(EXACT)}",
-        )
-        _require(
-            self.dtype is None or not self.differentiable,
-            f"{where}: a {self.dtype} array cannot be differentiable",
-        )
+        if not _is_identifier(self.name):
+            raise SpecError(f"{where}: the name is no identifier")
+        object.__setattr__(self, "shape", _checked_shape(where, self.shape))
+        _check_texts(where, unit=self.unit, doc=self.doc)
+        self._check_kind(where)
+        self._check_bounds(where)
 
-    def _check_bounds(self) -> None:
-        for label, bound in (("low", self.low), ("high", self.high)):
-            if bound is not None:
-                _check_bound(f"Array {self.name!r}: {label}", bound, self.shape)
-        if _is_real(self.low) and _is_real(self.high):
-            _require(
-                self.low <= self.high,  # type: ignore[operator]
-                f"Array {self.name!r}: low={self.low} is above high={self.high}",
+    def _check_kind(self, where: str) -> None:
+        if not isinstance(self.differentiable, bool):
+            raise SpecError(
+                f"{where}: differentiable={self.differentiable!r} is neither True nor False"
             )
+        if not (self.batched is None or isinstance(self.batched, bool)):
+            raise SpecError(f"{where}: batched={self.batched!r} is none of None, True, False")
+        if self.dtype is None:
+            return
+        if self.dtype not in EXACT:
+            raise SpecError(
+                f"{where}: dtype={self.dtype!r}. Leave it out for a floating array; "
+                f"otherwise one of {', '.join(EXACT)}"
+            )
+        if self.differentiable:
+            raise SpecError(f"{where}: a {self.dtype} array cannot be differentiable")
+
+    def _check_bounds(self, where: str) -> None:
+        for side in ("low", "high"):
+            bound = getattr(self, side)
+            if bound is not None:
+                object.__setattr__(self, side, _checked_bound(where, side, bound, self.shape))
+        if self.low is None or self.high is None:
+            return
+        for low, high in _meeting(where, self.low, self.high):
+            if low > high:
+                raise SpecError(f"{where}: low={low!r} is above high={high!r}")
 
     @property
     def signature(self) -> str:
@@ -191,21 +177,66 @@ class Array:
         return f"{self.name}{shape}{kind}{unit}"
 
 
-def _check_bound(where: str, bound: object, shape: tuple[int | str, ...]) -> None:
-    """Refuse a bound that is no number, is NaN, or cannot broadcast to the core shape."""
+def _check_texts(where: str, **texts: object) -> None:
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise SpecError(f"{where}: {name}={text!r} is not a string")
+
+
+def _checked_shape(where: str, shape: object) -> tuple[int | str, ...]:
+    if not isinstance(shape, tuple | list):
+        raise SpecError(f"{where}: the shape is {shape!r}; write a tuple, as in ('n',)")
+    for size in shape:
+        is_count = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+        if not (is_count or _is_identifier(size)):
+            raise SpecError(f"{where}: the size {size!r} is neither a positive int nor a name")
+    return tuple(shape)
+
+
+def _checked_bound(where: str, side: str, bound: object, core: tuple[int | str, ...]) -> Any:
+    """Return `bound`, a number or a nested tuple of numbers that broadcasts to the core shape."""
+    bound = _tupled(bound)
+    shape = _shape_of(bound)
+    if shape is None:
+        raise SpecError(
+            f"{where}: {side}={bound!r} is neither a number nor an even tuple of numbers"
+        )
+    # A symbolic size takes a tuple of any length: what it is for, the arrays of a call will tell.
+    aligned = zip(reversed(shape), reversed(core), strict=False)
+    fits = len(shape) <= len(core) and all(
+        got in (1, size) or isinstance(size, str) for got, size in aligned
+    )
+    if not fits:
+        raise SpecError(f"{where}: {side}={bound!r} does not broadcast to the core shape {core}")
+    return bound
+
+
+def _shape_of(bound: object) -> tuple[int, ...] | None:
+    """Return the shape of a nested tuple of numbers, ``()`` for a number, None for all else."""
     if not isinstance(bound, tuple):
-        _require(_is_real(bound), f"{where}={bound!r} is not a number (nor a tuple of numbers)")
+        return () if _is_real(bound) else None
+    inner = {_shape_of(item) for item in bound}
+    shape = inner.pop() if len(inner) == 1 else None  # none at all, or ragged
+    return None if shape is None else (len(bound), *shape)
+
+
+def _meeting(where: str, low: Any, high: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the entries of two bounds that meet where one broadcasts over the other."""
+    depths = len(_shape_of(low) or ()), len(_shape_of(high) or ())
+    if max(depths) == 0:
+        yield low, high
         return
-    _require(shape and bound, f"{where}={bound!r} does not broadcast to the core shape {shape}")
-    size = shape[len(shape) - _depth(bound)] if _depth(bound) <= len(shape) else None
-    fits = size is not None and (len(bound) in (1, size) or isinstance(size, str))
-    _require(fits, f"{where}={bound!r} does not broadcast to the core shape {shape}")
-    for item in bound:
-        _check_bound(where, item, shape[len(shape) - _depth(bound) + 1 :] or shape[-1:])
+    # The shallower bound is one entry of the axis that only the deeper one has.
+    lows = low if depths[0] >= depths[1] else (low,)
+    highs = high if depths[1] >= depths[0] else (high,)
+    size = max(len(lows), len(highs))
+    if not {len(lows), len(highs)} <= {1, size}:
+        raise SpecError(f"{where}: low={low!r} and high={high!r} do not broadcast to each other")
+    for i in range(size):
+        yield from _meeting(where, lows[i % len(lows)], highs[i % len(highs)])
 
 
-def _depth(bound: object) -> int:
-    return 1 + max((_depth(item) for item in bound), default=0) if isinstance(bound, tuple) else 0
+_TYPES: Mapping[type, str] = {bool: "bool", int: "int", float: "float", str: "str", tuple: "tuple"}
 
 
 @dataclass(frozen=True)
@@ -244,28 +275,40 @@ class Option:
 
     def __post_init__(self) -> None:
         where = f"Option {self.name!r}"
-        _require(_is_identifier(self.name), f"{where}: the name is no identifier")
-        _require(
-            self.type in type_names,
-            f"{where}: default={self.default!r}; write a bool, int, float, str, a tuple of these, "
-            "or one of these types where the user must choose",
-        )
-        for label, bound in (("low", self.low), ("high", self.high)):
-            _require(bound is None or _is_real(bound), f"{where}: {label}={bound!r} is no number")
-        if self.choices is not None:
-            _require(
-                isinstance(self.choices, tuple | list) and self.choices,
-                f"{where}: choices={self.choices!r} is not a tuple of values",
+        if not _is_identifier(self.name):
+            raise SpecError(f"{where}: the name is no identifier")
+        if self.type not in _TYPES:
+            raise SpecError(
+                f"{where}: default={self.default!r}; write a bool, int, float, str, a tuple of "
+                "these, or one of these types where the user must choose"
             )
-            object.__setattr__(self, "choices", tuple(self._cast(c) for c in self.choices))
-        if not self.required:
-            object.__setattr__(self, "default", self._checked_default())
-
-    def _checked_default(self) -> Any:
+        _check_texts(where, unit=self.unit, doc=self.doc)
+        self._check_limits(where)
         try:
-            return self.validate(self.default)
+            self._settle()
         except ConfigError as error:
-            raise SpecError(f"the default of {error}") from error
+            raise SpecError(f"the declaration of {error}") from error
+
+    def _check_limits(self, where: str) -> None:
+        for side in ("low", "high"):
+            limit = getattr(self, side)
+            if limit is not None and not _is_real(limit):
+                raise SpecError(f"{where}: {side}={limit!r} is no number")
+            if limit is not None and self.type not in (int, float, tuple):
+                raise SpecError(f"{where}: {side}={limit!r} bounds a {_TYPES[self.type]}")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise SpecError(f"{where}: low={self.low!r} is above high={self.high!r}")
+        if self.choices is not None and not (
+            isinstance(self.choices, tuple | list) and self.choices
+        ):
+            raise SpecError(f"{where}: choices={self.choices!r} is not a tuple of values")
+
+    def _settle(self) -> None:
+        """Bring choices and default into this option's own type."""
+        if self.choices is not None:
+            object.__setattr__(self, "choices", tuple(map(self._bounded, self.choices)))
+        if not self.required:
+            object.__setattr__(self, "default", self.validate(self.default))
 
     @property
     def required(self) -> bool:
@@ -285,13 +328,19 @@ class Option:
         ConfigError
             For a wrong type, NaN, a value out of bounds or not among the choices.
         """
-        value = self._cast(value)
-        for item in value if isinstance(value, tuple) else (value,):
-            self._check_bounds(item)
+        value = self._bounded(value)
         if self.choices is not None and value not in self.choices:
             listed = ", ".join(map(repr, self.choices))
             hint = did_you_mean(value, self.choices) if isinstance(value, str) else ""
-            raise ConfigError(f"option {self.name!r} is {value!r}; it must be one of {listed}.{hint}")
+            raise ConfigError(
+                f"option {self.name!r} is {value!r}; it must be one of {listed}.{hint}"
+            )
+        return value
+
+    def _bounded(self, value: object) -> Any:
+        value = self._cast(value)
+        for item in value if isinstance(value, tuple) else (value,):
+            self._check_range(item)
         return value
 
     def _cast(self, value: object) -> Any:
@@ -299,20 +348,36 @@ class Option:
             return _cast_scalar(self.name, value, self.type)
         if not isinstance(value, tuple | list):
             raise ConfigError(f"option {self.name!r} is {value!r}; it must be a tuple")
-        default = () if self.required else self.default
-        kinds = {type(item) for item in default}
-        kind = kinds.pop() if len(kinds) == 1 else None
+        kind = None if self.required else _common_type(self.default)
         return tuple(_cast_scalar(self.name, item, kind or type(item)) for item in value)
 
-    def _check_bounds(self, item: Any) -> None:
+    def _check_range(self, item: Any) -> None:
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
         if _is_real(item) and not low <= item <= high:
-            allowed = f"{'' if self.low is None else self.low} .. {'' if self.high is None else high}"
-            unit = "" if self.unit == "1" else f" {self.unit}"
+            unit = "" if self.unit in ("1", "") else f" {self.unit}"
             raise ConfigError(
-                f"option {self.name!r} is {item!r}{unit}; it must lie in {allowed.strip()}"
+                f"option {self.name!r} is {item!r}{unit}; it must lie in {self.range}{unit}"
             )
+
+    @property
+    def range(self) -> str:
+        """``"0.0 .. 1.0"``; an open side is left out, no bounds at all are an empty string."""
+        return _range(self.low, self.high)
+
+
+def _range(low: object, high: object) -> str:
+    if low is None and high is None:
+        return ""
+    return f"{'' if low is None else low} .. {'' if high is None else high}".strip()
+
+
+def _common_type(values: Iterable[object]) -> type | None:
+    """Return the type that all `values` share (an int among floats is a float), or None."""
+    kinds = {type(value) for value in values}
+    if kinds == {int, float}:
+        return float
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _cast_scalar(name: str, value: object, kind: type) -> Any:
@@ -326,7 +391,7 @@ def _cast_scalar(name: str, value: object, kind: type) -> Any:
         return int(value)
     if kind is float and _is_real(value):
         return float(value)  # type: ignore[arg-type]
-    expected = type_names.get(kind, "bool, int, float or str")
+    expected = _TYPES[kind] if kind in (bool, int, float, str) else "bool, int, float or str"
     raise ConfigError(f"option {name!r} is {value!r}; it must be a value of type {expected}")
 
 
@@ -448,83 +513,84 @@ class SolverSpec:
     def _freeze(self) -> None:
         for name in ("args", "options", "dtypes", "requires"):
             value = getattr(self, name)
-            _require(
-                isinstance(value, tuple | list),
-                f"{self.name}: {name}={value!r} is not a tuple (a single entry needs a comma)",
-            )
+            if not isinstance(value, tuple | list):
+                raise SpecError(
+                    f"{self.name}: {name}={value!r} is not a tuple (a single entry needs a comma)"
+                )
             object.__setattr__(self, name, tuple(value))
-        _require(
-            isinstance(self.expected_failures, Mapping)
-            and all(isinstance(t, str) and t for kv in self.expected_failures.items() for t in kv),
-            f"{self.name}: expected_failures maps a check's id to the reason, both strings",
-        )
-        object.__setattr__(self, "expected_failures", dict(self.expected_failures))
+        reasons = self.expected_failures
+        if not isinstance(reasons, Mapping) or not all(
+            isinstance(text, str) and text for item in reasons.items() for text in item
+        ):
+            raise SpecError(
+                f"{self.name}: expected_failures={reasons!r} must map a check's id to the reason, "
+                "both strings"
+            )
+        object.__setattr__(self, "expected_failures", dict(reasons))
 
     def _check_name_and_mode(self) -> None:
-        _require(
-            isinstance(self.name, str) and re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name),
-            f"the solver name {self.name!r} must be lower-case letters, digits and '-'",
-        )
-        _require(
-            self.mode in tuple(Mode),
-            f"{self.name}: mode={self.mode!r} is none of {', '.join(Mode)}."
-            + did_you_mean(str(self.mode), Mode),
-        )
+        if not (isinstance(self.name, str) and re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", self.name)):
+            raise SpecError(
+                f"the solver name {self.name!r} must be lower-case letters, digits and '-'"
+            )
+        if self.mode not in tuple(Mode):
+            raise SpecError(
+                f"{self.name}: mode={self.mode!r} is none of {', '.join(Mode)}."
+                + did_you_mean(str(self.mode), Mode)
+            )
         object.__setattr__(self, "mode", Mode(self.mode))
-        _require(
-            isinstance(self.summary, str) and self.summary and "\n" not in self.summary,
-            f"{self.name}: the summary must be one line of text",
-        )
+        _check_texts(self.name, summary=self.summary, url=self.url, citation=self.citation)
+        if not self.summary.strip() or "\n" in self.summary:
+            raise SpecError(f"{self.name}: summary={self.summary!r} must be one line of text")
 
     def _check_arrays(self) -> None:
         for label, array in (("x", self.x), ("y", self.y), *(("args", a) for a in self.args)):
-            _require(
-                isinstance(array, Array), f"{self.name}: {label} holds {array!r}, not an Array"
-            )
+            if not isinstance(array, Array):
+                raise SpecError(f"{self.name}: {label} holds {array!r}, not an Array")
         for label, array in (("x", self.x), ("y", self.y)):
-            _require(
-                array.dtype is None and array.batched is None,
-                f"{self.name}: {label} is floating and has the batch axis; drop dtype and batched",
-            )
+            if array.dtype is not None or array.batched is not None:
+                raise SpecError(
+                    f"{self.name}: {label} is floating and has the batch axis; drop dtype and "
+                    "batched"
+                )
         names = [array.name for array in self.inputs]
-        _require(
-            len(set(names)) == len(names), f"{self.name}: two inputs share a name in {names}"
-        )
+        if len(set(names)) < len(names):
+            raise SpecError(f"{self.name}: two inputs share a name in {', '.join(names)}")
 
     def _check_options(self) -> None:
+        taken = {array.name: "an input" for array in self.inputs}
+        taken |= {"rng": "an argument of example", "batch": "an argument of example"}
         for option in self.options:
-            _require(
-                isinstance(option, Option), f"{self.name}: options holds {option!r}, not an Option"
-            )
-            _require(
-                option.name not in ("rng", "batch"),
-                f"{self.name}: an option cannot be called {option.name!r}: example takes that",
-            )
-        names = [array.name for array in self.inputs] + [option.name for option in self.options]
-        _require(
-            len(set(names)) == len(names),
-            f"{self.name}: an option has the name of another option or of an input in {names}",
-        )
+            if not isinstance(option, Option):
+                raise SpecError(f"{self.name}: options holds {option!r}, not an Option")
+            if option.name in taken:
+                raise SpecError(
+                    f"{self.name}: the option {option.name!r} bears the name of "
+                    f"{taken[option.name]}"
+                )
+            taken[option.name] = "another option"
 
     def _check_functions(self) -> None:
         needed = FUNCTIONS[Mode(self.mode)]
         for role in ALL_FUNCTIONS:
             function = getattr(self, role)
-            _require(
-                function is not None or role not in needed,
-                f"{self.name}: mode {self.mode} needs {role}=, which is missing",
-            )
-            _require(
-                function is None or role not in ("jacobian", "vjp") or role in needed,
-                f"{self.name}: mode {self.mode} never calls {role}=; drop it or change the mode",
-            )
-            _require(
-                function is None or callable(function) or _is_reference(function),
-                f"{self.name}: {role}={function!r} is neither 'module:attribute' nor callable",
-            )
+            if function is None:
+                if role in needed:
+                    raise SpecError(
+                        f"{self.name}: mode {self.mode} needs {role}=, which is missing"
+                    )
+                continue
+            if role in ("jacobian", "vjp") and role not in needed:
+                raise SpecError(
+                    f"{self.name}: mode {self.mode} never calls {role}=; drop it or change the mode"
+                )
+            if not (callable(function) or _is_reference(function)):
+                raise SpecError(
+                    f"{self.name}: {role}={function!r} is neither 'module:attribute' nor callable"
+                )
 
     def _check_sizes(self) -> None:
-        """Every symbolic size must be known before the solver runs."""
+        """Check that every symbolic size is known before the solver runs."""
         options = {option.name: option for option in self.options}
         known = {size for array in self.inputs for size in array.shape}
         for array in (*self.inputs, self.y):
@@ -532,39 +598,39 @@ class SolverSpec:
                 if not isinstance(size, str):
                     continue
                 option = options.get(size)
-                _require(
-                    option is None or option.type is int,
-                    f"{self.name}: the size {size!r} of {array.name} is an option that is no int",
-                )
-                _require(
-                    size in known or option is not None or self.sizes is not None,
-                    f"{self.name}: the size {size!r} of {array.name} is given by no input and no "
-                    "integer option; declare sizes=",
-                )
+                if option is not None and option.type is not int:
+                    raise SpecError(
+                        f"{self.name}: the size {size!r} of {array.name} is an option that is no "
+                        "int"
+                    )
+                if option is None and size not in known and self.sizes is None:
+                    raise SpecError(
+                        f"{self.name}: the size {size!r} of {array.name} is given by no input and "
+                        "no integer option; declare sizes="
+                    )
 
     def _check_promises(self) -> None:
         for flag in ("row_independent", "deterministic", "thread_safe", "writable_inputs"):
             value = getattr(self, flag)
-            _require(
-                isinstance(value, bool), f"{self.name}: {flag}={value!r} is neither True nor False"
+            if not isinstance(value, bool):
+                raise SpecError(f"{self.name}: {flag}={value!r} is neither True nor False")
+        if self.mode == Mode.JACOBIAN and not self.row_independent:
+            raise SpecError(
+                f"{self.name}: a Jacobian of shape (batch, *y, *x) says that rows are "
+                "independent; rows that couple need mode vjp or split_vjp"
             )
-        _require(
-            self.row_independent or self.mode != Mode.JACOBIAN,
-            f"{self.name}: a Jacobian of shape (batch, *y, *x) says that rows are independent; "
-            "rows that couple need mode vjp or split_vjp",
-        )
-        _require(
-            self.dtypes and all(d in FLOATING for d in self.dtypes),
-            f"{self.name}: dtypes={self.dtypes!r} must be some of {', '.join(FLOATING)}",
-        )
-        _require(
-            self.tolerance is None or (_is_real(self.tolerance) and 0 < self.tolerance < 1),
-            f"{self.name}: tolerance={self.tolerance!r} is no relative accuracy between 0 and 1",
-        )
-        _require(
-            all(isinstance(r, str) and r.strip() for r in self.requires),
-            f"{self.name}: requires={self.requires!r} must hold requirement strings (PEP 508)",
-        )
+        if not self.dtypes or not all(dtype in FLOATING for dtype in self.dtypes):
+            raise SpecError(
+                f"{self.name}: dtypes={self.dtypes!r} must be some of {', '.join(FLOATING)}"
+            )
+        if self.tolerance is not None and not (_is_real(self.tolerance) and 0 < self.tolerance < 1):
+            raise SpecError(
+                f"{self.name}: tolerance={self.tolerance!r} is no relative accuracy between 0 and 1"
+            )
+        if not all(isinstance(line, str) and line.strip() for line in self.requires):
+            raise SpecError(
+                f"{self.name}: requires={self.requires!r} must hold requirement strings (PEP 508)"
+            )
 
     @property
     def inputs(self) -> tuple[Array, ...]:

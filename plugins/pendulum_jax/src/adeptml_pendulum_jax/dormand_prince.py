@@ -19,8 +19,8 @@ side. Programs with a variable step steer by it. Here the step is fixed, so that
 and the derivative of the result is the derivative of a plain composition of functions; the estimate
 serves to refuse a step that is too long, instead of returning a trajectory that is wrong.
 
-The coefficients are those of the program DOP853 [1]_, rounded to double precision. A test holds them
-against all 200 order conditions, another against SciPy's copy.
+The coefficients are those of the program DOP853 [1]_, rounded to double precision. A test holds
+them against all 200 order conditions, another against SciPy's copy.
 
 References
 ----------
@@ -43,8 +43,8 @@ Coefficients = Mapping[int, float]
 """Stage number to coefficient; the stages left out have coefficient 0."""
 
 # fmt: off
-NODES = (0.0, 0.05260015195876773, 0.0789002279381516, 0.1183503419072274, 0.2816496580927726, 1 / 3,
-         1 / 4, 4 / 13, 127 / 195, 3 / 5, 6 / 7, 1.0)
+NODES = (0.0, 0.05260015195876773, 0.0789002279381516, 0.1183503419072274, 0.2816496580927726,
+         1 / 3, 1 / 4, 4 / 13, 127 / 195, 3 / 5, 6 / 7, 1.0)
 """``c_i``."""
 
 STAGES: tuple[Coefficients, ...] = (

@@ -15,6 +15,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from adeptml_pendulum_jax import dormand_prince
 
@@ -45,7 +46,7 @@ def slope(t: jax.Array, state: jax.Array, params: jax.Array) -> jax.Array:
 
 
 def trajectory(
-    x: jax.Array, params: jax.Array, dt: jax.Array, *, steps: int, substeps: int
+    x: jax.Array, params: jax.Array, dt: ArrayLike, *, steps: int, substeps: int
 ) -> tuple[jax.Array, jax.Array]:
     """Return the states at dt, 2 dt, ..., steps dt, with an estimate of their error.
 
@@ -55,7 +56,7 @@ def trajectory(
         State at t = 0.
     params : Array, shape (batch, 4) or (4,)
         L, c, A, Omega; see `slope`.
-    dt : Array, shape (), s
+    dt : array_like, shape (), s
         Time between the states that are returned.
     steps, substeps : int
         How many states are returned, and how many Runge-Kutta steps lead from each to the next.
@@ -71,10 +72,10 @@ def trajectory(
     `jax.checkpoint` makes the backward pass compute the slopes of a step anew. So the forward pass
     keeps two numbers for each step and sample instead of sixty, which also makes it twice as fast.
     """
-    h = dt / substeps
+    h = jnp.asarray(dt) / substeps
     slope_of_batch = partial(slope, params=jnp.atleast_2d(params).T)
 
-    @jax.checkpoint  # type: ignore[untyped-decorator]
+    @jax.checkpoint
     def advance(state: jax.Array, count: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         state, error = dormand_prince.step(slope_of_batch, count * h, state, h)
         return state, (state, error)

@@ -1,0 +1,138 @@
+"""The Runge-Kutta method by itself: its coefficients, its order, its estimate of its own error."""
+
+from collections import Counter
+from functools import cache, partial
+from itertools import combinations_with_replacement
+from math import factorial, prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from adeptml_pendulum_jax import dormand_prince
+from adeptml_pendulum_jax.dormand_prince import NODES, STAGES, WEIGHTS, WEIGHTS_3, WEIGHTS_5
+from scipy.integrate._ivp import dop853_coefficients as published
+
+Tree = tuple["Tree", ...]
+"""A rooted tree: the subtrees that hang from its root, sorted."""
+
+# The largest coefficients are near 43, and up to eight of them multiply in a condition whose value is
+# of order 1/10: rounding, 1e-16, grows to some 1e-14.
+ROUNDING = 1e-13
+
+
+def dense(coefficients):
+    """Return the coefficients of all twelve stages."""
+    return np.array([coefficients.get(stage, 0.0) for stage in range(len(STAGES))])
+
+
+A = np.array([dense(row) for row in STAGES])
+
+
+@cache
+def trees(order: int) -> tuple[Tree, ...]:
+    """Return all rooted trees with `order` nodes."""
+    return tuple(forest for forest in forests(order - 1, order - 1))
+
+
+@cache
+def forests(nodes: int, largest: int) -> tuple[Tree, ...]:
+    """Return all multisets of trees with `nodes` nodes in all, none with more than `largest`."""
+    if nodes == 0:
+        return ((),)
+    found = []
+    for size in range(min(nodes, largest), 0, -1):
+        for count in range(1, nodes // size + 1):
+            for chosen in combinations_with_replacement(trees(size), count):
+                rest = forests(nodes - size * count, size - 1)
+                found += [chosen + others for others in rest]
+    return tuple(found)
+
+
+def size(tree: Tree) -> int:
+    """Return the number of nodes."""
+    return 1 + sum(map(size, tree))
+
+
+def density(tree: Tree) -> int:
+    """Return gamma: the product of the sizes of all subtrees."""
+    return size(tree) * prod(map(density, tree))
+
+
+def stage_values(tree: Tree) -> np.ndarray:
+    """Return, for each stage, the product over the subtrees of ``A @ stage_values``."""
+    return prod((A @ stage_values(branch) for branch in tree), start=np.ones(len(A)))
+
+
+def defects(weights, order: int) -> np.ndarray:
+    """Return ``sum b_i Phi_i(tree) - 1 / gamma(tree)`` for each tree of that order."""
+    b = dense(weights)
+    return np.array([b @ stage_values(tree) - 1 / density(tree) for tree in trees(order)])
+
+
+def test_trees_are_counted_as_in_the_literature():
+    """Cayley's numbers of rooted trees: a missing tree would be a missing condition."""
+    assert [len(trees(order)) for order in range(1, 10)] == [1, 1, 2, 4, 9, 20, 48, 115, 286]
+    assert max(Counter(trees(8)).values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "order"), [(WEIGHTS, 8), (WEIGHTS_5, 5), (WEIGHTS_3, 3)], ids=["8", "5", "3"]
+)
+def test_order_conditions_hold_up_to_the_order_and_no_further(weights, order):
+    """Butcher's conditions, 200 of them for order 8, hold to rounding; the next order's do not."""
+    for lower in range(1, order + 1):
+        assert np.abs(defects(weights, lower)).max() < ROUNDING
+    assert np.abs(defects(weights, order + 1)).max() > 1e-6
+
+
+def test_nodes_are_the_row_sums():
+    """``c_i = sum_j a_ij``: a stage is at least a consistent step to its node."""
+    np.testing.assert_allclose(A.sum(axis=1), NODES, rtol=0, atol=ROUNDING)
+
+
+def test_coefficients_are_those_of_dop853():
+    """SciPy carries the same published coefficients, to the last bit of double precision."""
+    stages = published.N_STAGES
+    np.testing.assert_array_equal(A, published.A[:stages, :stages])
+    np.testing.assert_array_equal(NODES, published.C[:stages])
+    np.testing.assert_array_equal(dense(WEIGHTS), published.B)
+    np.testing.assert_array_equal(dense(dormand_prince.DISTANCE_5), published.E5[:stages])
+    np.testing.assert_array_equal(dense(dormand_prince.DISTANCE_3), published.E3[:stages])
+
+
+def logistic_step(h):
+    """Return the error of one step of ``y' = y (1 - y)``, and its estimate."""
+    y, exact = 0.2, 1 / (1 + 4 * np.exp(-h))
+    with jax.enable_x64(True):
+        start = jnp.array([y])
+        after, estimate = dormand_prince.step(
+            lambda t, y: y * (1 - y), jnp.array(0.0), start, jnp.array(h)
+        )
+        return abs(float(after[0]) - exact), float(estimate)
+
+
+def test_one_step_errs_as_the_ninth_power_and_the_estimate_as_the_eighth():
+    """Halving a step divides its error by 2^9 and the estimate by 2^8, which stays above it."""
+    errors, estimates = np.transpose([logistic_step(h) for h in (2.0, 1.0)])
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(9, abs=0.7)
+    assert np.log2(estimates[0] / estimates[1]) == pytest.approx(8, abs=0.7)
+    assert (estimates > errors).all()
+
+
+def test_a_state_at_rest_has_no_error():
+    """Where all slopes vanish the estimate is 0, not 0 / 0."""
+    with jax.enable_x64(True):
+        y, estimate = dormand_prince.step(
+            lambda t, y: 0 * y, jnp.array(0.0), jnp.ones((2, 3)), jnp.array(0.1)
+        )
+        assert np.asarray(y).tolist() == np.ones((2, 3)).tolist()
+        assert np.asarray(estimate).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_drive_is_seen_at_the_nodes():
+    """``y' = t^7`` is integrated exactly: the method passes ``t + c_i h``, not t, to the slope."""
+    with jax.enable_x64(True):
+        step = partial(dormand_prince.step, lambda t, y: jnp.full_like(y, t**7))
+        y, _ = step(jnp.array(0.0), jnp.zeros(1), jnp.array(1.0))
+        assert float(y[0]) == pytest.approx(factorial(7) / factorial(8), abs=1e-14)
