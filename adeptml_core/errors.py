@@ -104,7 +104,19 @@ class SpecError(AdeptmlError, ValueError):
 
 
 class ApiVersionError(SpecError):
-    """A spec was written for a version of the contract that this core does not speak."""
+    """A spec was written for a version of the contract that this core does not speak.
+
+    Parameters
+    ----------
+    message : str
+        Which version, and which core speaks.
+    is_newer : bool
+        Whether core, rather than the plugin, is the one to upgrade.
+    """
+
+    def __init__(self, message: str, *, is_newer: bool = False) -> None:
+        super().__init__(message)
+        self.is_newer = is_newer
 
 
 class ConfigError(AdeptmlError, ValueError):

@@ -62,10 +62,11 @@ class MLP(nn.Module):
         config.validate()
         hidden = config.num_hidden_dim
         self.config = config
-        self.layers = nn.ModuleList(
-            [nn.Linear(hidden, hidden) for _ in range(config.num_hidden_layers)]
-        )
+        # The order of registration is that of checkpoints (and of an optimizer's state), the order
+        # of creation that of the random draws: a seed gives the weights that it always gave.
+        self.layers = nn.ModuleList()
         self.linear_in = nn.Linear(config.num_input_dim, hidden)
+        self.layers.extend(nn.Linear(hidden, hidden) for _ in range(config.num_hidden_layers))
         self.linear_out = nn.Linear(hidden, config.num_output_dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -25,22 +25,19 @@ Two environment variables act before anything is imported: ``ADEPTML_PLUGINS`` (
 means none) and ``ADEPTML_DISABLE_PLUGINS``. Both take solver and distribution names.
 """
 
-import contextlib
+import functools
 import importlib
 import importlib.metadata
-import io
+import operator
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from types import TracebackType
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from types import ModuleType
+from typing import Any, NamedTuple, TypeAlias
 
-import pluggy
-
-from adeptml_core import plugin
 from adeptml_core._version import __version__
 from adeptml_core.errors import ApiVersionError, PluginError, UnknownSolverError
 from adeptml_core.spec import SolverSpec, did_you_mean, normalize_name
@@ -50,23 +47,32 @@ __all__ = [
     "Entry",
     "Problem",
     "Row",
+    "State",
     "entries",
     "find",
     "get_solver",
+    "installed_version",
+    "is_met",
     "load",
     "missing_requirements",
+    "requirement_name",
     "scan",
+    "select",
     "solvers",
+    "specs_of",
+    "unknown_switches",
 ]
 
 GROUP = "adeptml.solvers"
+HOOK = "adeptml_solvers"
 CORE = "adeptml-core"
 ALLOW = "ADEPTML_PLUGINS"
 DENY = "ADEPTML_DISABLE_PLUGINS"
 
+# The records below are tuples, not dataclasses: each dataclass would cost every command 0.4 ms.
 
-@dataclass(frozen=True)
-class Entry:
+
+class Entry(NamedTuple):
     """One entry point: a solver's name and the light module that knows more.
 
     Parameters
@@ -79,13 +85,16 @@ class Entry:
         Where it comes from.
     requires : tuple of str
         The distribution's ``Requires-Dist`` lines.
+    spelling : str
+        The entry point's name as the distribution writes it.
     """
 
     name: str
     module: str
     distribution: str
     version: str
-    requires: tuple[str, ...] = field(default=(), repr=False)
+    requires: tuple[str, ...] = ()
+    spelling: str = ""
 
     @property
     def qualified(self) -> str:
@@ -99,13 +108,12 @@ class Entry:
             code=code,
             distribution=self.distribution,
             version=self.version,
-            entry_point=self.name,
+            entry_point=self.spelling or self.name,
             mend=mend,
         )
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """What is wrong with one plugin, in one line of cause and one of mend."""
 
     code: str
@@ -114,7 +122,7 @@ class Problem:
     entry_point: str
     message: str
     mend: str
-    traceback: str = field(default="", repr=False, compare=False)
+    traceback: str = ""
 
     @classmethod
     def of(cls, error: PluginError) -> "Problem":
@@ -132,21 +140,43 @@ class Problem:
         )
 
 
-@dataclass(frozen=True)
-class Row:
+class State(StrEnum):
+    """How a row of the list stands."""
+
+    READY = "ready"
+    NEEDS = "needs"
+    DISABLED = "disabled"
+    DUPLICATE = "duplicate"
+    BROKEN = "broken"
+
+
+class Row(NamedTuple):
     """One line of the list: an entry point, its spec where it has one, and its state.
 
-    ``state`` is ``ready``, ``needs`` (something is not installed), ``disabled``, ``duplicate`` or
-    ``broken``; ``needs`` holds the unmet requirements.
+    ``needs`` holds the requirements that are not met, where the state is ``needs``.
     """
 
     entry: Entry
     spec: SolverSpec | None
-    state: str
+    state: State
     needs: tuple[str, ...] = ()
 
 
 # ---- metadata: nothing of a plugin is imported here ------------------------------------------
+
+
+class _Metadata(NamedTuple):
+    """What the ``.dist-info`` folder of a distribution with solvers says."""
+
+    distribution: importlib.metadata.Distribution
+    name: str
+    version: str
+    requires: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """The folder's path (``importlib.metadata`` keeps it under a private name)."""
+        return str(getattr(self.distribution, "_path", ""))
 
 
 def entries() -> tuple[Entry, ...]:
@@ -154,21 +184,34 @@ def entries() -> tuple[Entry, ...]:
     return _discover(tuple(sys.path))[0]
 
 
-@lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)
 def _discover(path: tuple[str, ...]) -> tuple[tuple[Entry, ...], tuple[Problem, ...]]:
-    """Read the metadata on `path`: the entry points of the group, and leftovers (P110)."""
-    found: dict[str, tuple[Entry, ...]] = {}
-    leftovers: list[Problem] = []
+    """Read the metadata on `path`: the entry points of the group, and what is wrong with them."""
+    found: list[Entry] = []
+    problems: list[Problem] = []
+    for rivals in _distributions(path, problems).values():
+        metadata = _newest(rivals, problems)
+        try:
+            found.extend(_entries_of(metadata))
+        except Exception as error:
+            problems.append(_unreadable(metadata, error))
+    return tuple(sorted(found)), tuple(sorted(problems))
+
+
+def _distributions(
+    path: tuple[str, ...], problems: list[Problem]
+) -> dict[str, dict[str, _Metadata]]:
+    """Group the distributions that have solvers by name, then by folder."""
+    groups: dict[str, dict[str, _Metadata]] = {}
     for distribution in importlib.metadata.distributions(path=list(path)):
         if GROUP not in (_read(distribution, "entry_points.txt") or ""):
             continue
-        identity = _identity(distribution)
-        if identity is None:
-            leftovers.append(_leftover(distribution))
-        elif normalize_name(identity[0]) not in found and not _is_shadowed(distribution, path):
-            found[normalize_name(identity[0])] = tuple(_entries_of(distribution, *identity))
-    ordered = sorted((e for group in found.values() for e in group), key=lambda e: e.qualified)
-    return tuple(sorted(ordered, key=lambda e: e.name)), tuple(leftovers)
+        metadata = _metadata_of(distribution)
+        if _is_leftover(metadata):
+            problems.append(_leftover(metadata))
+        elif not _is_shadowed(metadata, path):
+            groups.setdefault(normalize_name(metadata.name), {})[metadata.folder] = metadata
+    return groups
 
 
 def _read(distribution: importlib.metadata.Distribution, name: str) -> str | None:
@@ -178,66 +221,213 @@ def _read(distribution: importlib.metadata.Distribution, name: str) -> str | Non
         return None
 
 
-def _identity(distribution: importlib.metadata.Distribution) -> tuple[str, str] | None:
-    """Return (name, version), or None where the metadata is the rest of an uninstall."""
-    if not _read(distribution, "METADATA") and not _read(distribution, "PKG-INFO"):
-        return None
-    name = distribution.metadata.get("Name")
-    version = distribution.metadata.get("Version")
-    return (name, version) if name and version else None
+def _metadata_of(distribution: importlib.metadata.Distribution) -> _Metadata:
+    """Read name, version and requirements; ``distribution.metadata`` would parse the README too.
+
+    The core metadata are email headers up to the first blank line, and none of these three is ever
+    folded.
+    """
+    text = _read(distribution, "METADATA") or _read(distribution, "PKG-INFO") or ""
+    head = text.partition("\n\n")[0]
+    fields = re.findall("^(Name|Version|Requires-Dist):[ \t]*(.*?)[ \t]*$", head, re.MULTILINE)
+    first = dict(reversed(fields))
+    requires = tuple(value for key, value in fields if key == "Requires-Dist")
+    return _Metadata(distribution, first.get("Name", ""), first.get("Version", ""), requires)
 
 
-def _is_shadowed(distribution: importlib.metadata.Distribution, path: tuple[str, ...]) -> bool:
-    """Tell whether another distribution of the same name stands before this one on the path."""
-    name = distribution.metadata["Name"]
-    first = next(iter(importlib.metadata.distributions(name=name, path=list(path))), None)
-    return first is not None and _place(first) != _place(distribution)
+def _is_leftover(metadata: _Metadata) -> bool:
+    """Tell the rest of an interrupted uninstall: no name, or pip's ``~`` before the folder's."""
+    is_put_aside = os.path.basename(metadata.folder).startswith("~")
+    return is_put_aside or not (metadata.name and metadata.version)
 
 
-def _place(distribution: importlib.metadata.Distribution) -> str:
-    """Return the folder of the metadata (``importlib.metadata`` has no public name for it)."""
-    return str(getattr(distribution, "_path", id(distribution)))
-
-
-def _entries_of(
-    distribution: importlib.metadata.Distribution, name: str, version: str
-) -> Iterator[Entry]:
-    requires = tuple(distribution.metadata.get_all("Requires-Dist") or ())
-    for point in distribution.entry_points:
-        if point.group == GROUP:
-            yield Entry(normalize_name(point.name), point.value, name, version, requires)
-
-
-def _leftover(distribution: importlib.metadata.Distribution) -> Problem:
-    folder = os.path.basename(_place(distribution))
+def _leftover(metadata: _Metadata) -> Problem:
+    name = metadata.name or os.path.basename(metadata.folder)
     return Problem(
         "P110",
-        folder,
+        name,
+        metadata.version,
         "",
-        "",
-        f"leftover metadata without a name or version: {_place(distribution)}",
+        f"leftover metadata of an uninstalled distribution: {metadata.folder}",
         "delete that folder; if the plugin is wanted, install it again",
     )
+
+
+def _is_shadowed(metadata: _Metadata, path: tuple[str, ...]) -> bool:
+    """Tell whether another folder on the path has a distribution of this name and comes first."""
+    namesakes = importlib.metadata.distributions(name=metadata.name, path=list(path))
+    first = next(iter(namesakes), metadata.distribution)
+    return str(first.locate_file("")) != str(metadata.distribution.locate_file(""))
+
+
+def _newest(rivals: Mapping[str, _Metadata], problems: list[Problem]) -> _Metadata:
+    """Return the one, or the newest where an interrupted upgrade left two side by side."""
+    if len(rivals) == 1:
+        return next(iter(rivals.values()))
+    from packaging.version import InvalidVersion, Version
+
+    def age(metadata: _Metadata) -> tuple[Version, str]:
+        try:
+            return Version(metadata.version), metadata.folder
+        except InvalidVersion:
+            return Version("0"), metadata.folder
+
+    *older, newest = sorted(rivals.values(), key=age)
+    problems.extend(map(_leftover, older))
+    return newest
+
+
+def _entries_of(metadata: _Metadata) -> set[Entry]:
+    """Return the entry points of one distribution; one that is written twice counts once."""
+    name, version, requires = metadata.name, metadata.version, metadata.requires
+    return {
+        Entry(normalize_name(point.name), point.value, name, version, requires, point.name)
+        for point in metadata.distribution.entry_points
+        if point.group == GROUP
+    }
+
+
+def _unreadable(metadata: _Metadata, error: Exception) -> Problem:
+    return Problem(
+        "P101",
+        metadata.name,
+        metadata.version,
+        "",
+        f"its entry_points.txt cannot be read ({_one_line(error)})",
+        f"install it again: pip install --force-reinstall {metadata.name}",
+    )
+
+
+# ---- switches ----------------------------------------------------------------------------------
 
 
 def _switch(name: str) -> frozenset[str] | None:
     """Return the names in an environment variable, normalised; None where it is not set."""
     value = os.environ.get(name)
-    if value is None:
-        return None
-    names = (item.strip() for item in value.split(","))
-    return frozenset("/".join(map(normalize_name, n.split("/"))) for n in names if n)
+    return None if value is None else _names_in(value)
+
+
+@functools.lru_cache(maxsize=8)
+def _names_in(value: str) -> frozenset[str]:
+    return frozenset(_normalized(item.strip()) for item in value.split(",") if item.strip())
+
+
+def _normalized(name: str) -> str:
+    """Fold a solver's name, qualified or not."""
+    return "/".join(map(normalize_name, name.split("/")))
+
+
+def _names_of(entry: Entry) -> set[str]:
+    """Return the names by which a switch can mean `entry`."""
+    return {entry.name, normalize_name(entry.distribution), entry.qualified}
 
 
 def _disabled_by(entry: Entry) -> str:
     """Return the switch that turns `entry` off, or an empty string."""
-    names = {entry.name, normalize_name(entry.distribution), entry.qualified}
     allowed, denied = _switch(ALLOW), _switch(DENY)
-    if denied is not None and names & denied:
+    if denied and denied & _names_of(entry):
         return DENY
-    if allowed is not None and not names & allowed:
+    if allowed is not None and not allowed & _names_of(entry):
         return ALLOW
     return ""
+
+
+def unknown_switches() -> dict[str, tuple[str, ...]]:
+    """Return, for each switch, the names in it that mean nothing that is installed."""
+    known = {name for entry in entries() for name in _names_of(entry)}
+    unknown = {name: (_switch(name) or frozenset()) - known for name in (ALLOW, DENY)}
+    return {name: tuple(sorted(names)) for name, names in unknown.items() if names}
+
+
+# ---- requirements ------------------------------------------------------------------------------
+
+
+def missing_requirements(spec: SolverSpec) -> tuple[str, ...]:
+    """Return those of ``spec.requires`` that are not installed in a fitting version."""
+    return tuple(line for line in spec.requires if not is_met(line))
+
+
+def requirement_name(line: str) -> str:
+    """Return the distribution that a PEP 508 line is about; empty where it starts with none."""
+    match = re.match("[A-Za-z0-9][A-Za-z0-9._-]*", line.strip())
+    return normalize_name(match[0].rstrip("._-")) if match else ""
+
+
+def is_met(line: str, known: Mapping[str, str] | None = None) -> bool:
+    """Tell whether a requirement holds here; one that cannot be read does not.
+
+    Parameters
+    ----------
+    line : str
+        PEP 508: ``"jax>=0.4.30; python_version < '3.14'"``.
+    known : mapping, optional
+        Versions to take for installed, by normalised name.
+    """
+    version = (known or {}).get(requirement_name(line)) or installed_version(requirement_name(line))
+    simple = _is_met_simply(line, version)
+    return simple if simple is not None else _is_met_pedantically(line, version)
+
+
+_VERSION = r"\d+(?:\.\d+)*"
+_CLAUSE = rf"(>=|<=|==|!=|<|>)\s*({_VERSION})"
+_SIMPLE = rf"[A-Za-z0-9][A-Za-z0-9._-]*\s*(?:{_CLAUSE}\s*(?:,\s*{_CLAUSE}\s*)*)?"
+_COMPARISONS: Mapping[str, Callable[[object, object], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def _is_met_simply(line: str, version: str | None) -> bool | None:
+    """Decide ``name>=1.2,<3`` for plain release numbers; None where that is not all there is.
+
+    This is what almost every plugin writes, and importing ``packaging`` to read it would take the
+    command a quarter longer. A local label (``2.13.0+cpu``) counts for none of these comparisons.
+    """
+    if not re.fullmatch(_SIMPLE, line.strip()):
+        return None
+    if version is None:
+        return False
+    installed = re.fullmatch(rf"({_VERSION})(?:\+.*)?", version)
+    if not installed:
+        return None
+    return all(
+        _COMPARISONS[sign](_release(installed[1]), _release(wanted))
+        for sign, wanted in re.findall(_CLAUSE, line)
+    )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return ``"1.20.0"`` as (1, 20): zeros at the end do not count (PEP 440)."""
+    numbers = [int(part) for part in version.split(".")]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def _is_met_pedantically(line: str, version: str | None) -> bool:
+    """Decide any requirement, as PEP 508 and PEP 440 have it."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        requirement = Requirement(line)
+    except InvalidRequirement:
+        return False
+    if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        return True
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of an installed distribution, None where there is none."""
+    for distribution in importlib.metadata.distributions(name=name) if name else ():
+        version = _metadata_of(distribution).version
+        if version:
+            return version
+    return None
 
 
 # ---- one plugin: import its light module, call its hook ----------------------------------------
@@ -251,45 +441,43 @@ def load(entry: Entry) -> SolverSpec:
     PluginError
         P101 to P108.
     """
-    _check_core_version(entry)
-    specs = _specs_of(entry)
-    matches = [spec for spec in specs if spec.name == entry.name]
+    matches = [spec for spec in specs_of(entry) if spec.name == entry.name]
     if len(matches) > 1:
         raise entry.error(
             "P106",
             f"its hook returns {len(matches)} specs called {entry.name!r}",
-            "give each spec a name and an entry point of its own",
+            "the plugin's author: give each spec a name and an entry point of its own",
         )
     if not matches:
-        names = ", ".join(repr(spec.name) for spec in specs) or "none"
-        raise entry.error(
-            "P107",
-            f"entry point {entry.name!r} is not among the specs of {entry.module} ({names})",
-            "in the plugin's pyproject.toml, name the entry point as the spec is named",
-        )
+        raise _nameless(entry)
     return matches[0]
 
 
-def _check_core_version(entry: Entry, cause: BaseException | None = None) -> None:
-    """Raise P108 where the plugin's ``Requires-Dist`` excludes this core."""
-    for line in entry.requires:
-        if not normalize_name(line).startswith(CORE):
-            continue
-        if not _is_met(line, {CORE: __version__}):
-            raise _other_core(entry, f"it asks for '{line}'") from cause
+def _nameless(entry: Entry) -> PluginError:
+    spelling = entry.spelling or entry.name
+    listed = ", ".join(repr(spec.name) for spec in specs_of(entry)) or "none"
+    return entry.error(
+        "P107",
+        f"entry point {spelling!r} is not among the specs of {entry.module} ({listed})",
+        "the plugin's author: in pyproject.toml, name the entry point as the spec is named",
+    )
 
 
-def _other_core(entry: Entry, why: str) -> PluginError:
-    asked = [line for line in entry.requires if normalize_name(line).startswith(CORE)]
-    mend = f"pip install '{asked[0]}'" if asked else f"pip install -U {CORE} {entry.distribution}"
-    return entry.error("P108", f"made for another adeptml-core than {__version__}: {why}", mend)
+Target: TypeAlias = Any
+"""What an entry point leads to: a module as a rule, but any object with the hook will do."""
+
+_loaded: dict[tuple[str, str], tuple[Target, tuple[SolverSpec, ...]]] = {}
 
 
-_loaded: dict[tuple[str, str], tuple[Any, tuple[SolverSpec, ...]]] = {}
+def specs_of(entry: Entry) -> tuple[SolverSpec, ...]:
+    """Return all specs of the entry's module; a module is asked once, however many names it has.
 
-
-def _specs_of(entry: Entry) -> tuple[SolverSpec, ...]:
-    """Return all specs of the entry's module; a module is asked once, however many names it has."""
+    Raises
+    ------
+    PluginError
+        P101 to P106, P108.
+    """
+    _check_core_version(entry)
     key = (entry.distribution, entry.module)
     target = _import(entry)
     if key not in _loaded or _loaded[key][0] is not target:
@@ -297,97 +485,171 @@ def _specs_of(entry: Entry) -> tuple[SolverSpec, ...]:
     return _loaded[key][1]
 
 
-def _import(entry: Entry) -> Any:
-    module_name, _, attribute = entry.module.partition(":")
+def _core_lines(entry: Entry) -> list[str]:
+    return [line for line in entry.requires if requirement_name(line) == CORE]
+
+
+def _check_core_version(entry: Entry) -> None:
+    """Raise P108 where the plugin's ``Requires-Dist`` excludes this core."""
+    for line in _core_lines(entry):
+        if not is_met(line, {CORE: __version__}):
+            raise entry.error(
+                "P108",
+                f"asks for {line!r}, this is {CORE} {__version__}",
+                f"pip install {line!r}, or a {entry.distribution} made for {__version__}",
+            )
+
+
+def _import(entry: Entry) -> Target:
+    """Return what the entry point leads to."""
+    module, attributes = _reference(entry)
     try:
-        with _quiet_stdout():
-            target: Any = importlib.import_module(module_name.strip())
+        target: Target = importlib.import_module(module)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise _import_problem(entry, module_name.strip(), error) from error
-    for name in filter(None, attribute.strip().split(".")):
+        raise _import_problem(entry, module, error) from error
+    for name in attributes:
         try:
             target = getattr(target, name)
         except AttributeError as error:
-            raise _nowhere(entry, f"{module_name} has no attribute {name!r}") from error
+            raise _nowhere(entry, f"{module} has no attribute {name!r}") from error
     return target
 
 
-@contextlib.contextmanager
-def _quiet_stdout() -> Iterator[None]:
-    """Send what a plugin prints at import to stderr, so that stdout stays what was asked for."""
-    with contextlib.redirect_stdout(sys.stderr or io.StringIO()):
-        yield
+def _reference(entry: Entry) -> tuple[str, list[str]]:
+    """Split ``"package.module:attribute"``, extras ignored."""
+    point = importlib.metadata.EntryPoint(entry.name, entry.module, GROUP)
+    try:
+        module, attribute = point.module, point.attr or ""
+    except AttributeError:
+        module = attribute = ""
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise _nowhere(entry, "that is no module's import path")
+    return module, [name for name in attribute.split(".") if name]
 
 
 def _import_problem(entry: Entry, module: str, error: BaseException) -> PluginError:
     """Tell P101, P102, P103 and P108 apart."""
-    missing = error.name if isinstance(error, ImportError) else None
-    if missing is not None and missing.split(".")[0] == plugin.__name__.split(".")[0]:
-        return _other_core(entry, str(error))
-    if isinstance(error, ModuleNotFoundError) and missing:
-        if module == missing or module.startswith(f"{missing}."):
-            return _nowhere(entry, f"there is no module {missing!r}")
-        package = _provider(missing, entry.requires)
-        mend = f"pip install {package}" if package else f"install the package that has {missing!r}"
-        return entry.error("P102", f"needs {missing!r}, which is not installed", mend)
+    if _is_about_core(error):
+        return _other_core(entry, error)
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and f"{module}.".startswith(f"{missing}."):
+        return _nowhere(entry, f"there is no module {missing!r}")
+    if missing and _top(missing) != _top(module):
+        return entry.error(
+            "P102", f"needs {missing!r}, which is not installed", _cure(entry, missing)
+        )
     what = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else _one_line(error)
     return entry.error(
         "P103",
-        f"fails at import, {_place_of(error)}: {what}",
-        "mend the plugin there, or switch it off: "
-        f"{DENY}={normalize_name(entry.distribution)}",
+        f"fails at import, {_place_of(error, module)}: {what}",
+        f"mend it there, or switch it off: {DENY}={normalize_name(entry.distribution)}",
+    )
+
+
+def _is_about_core(error: BaseException) -> bool:
+    """Tell whether a plugin died looking for a name that this core does not have."""
+    if isinstance(error, ImportError):
+        return _top(error.name or "") == "adeptml_core"
+    owner = error.obj if isinstance(error, AttributeError) else None
+    return isinstance(owner, ModuleType) and _top(owner.__name__) == "adeptml_core"
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _other_core(entry: Entry, error: BaseException) -> PluginError:
+    """Return P108 for a plugin that does not speak this core's language."""
+    asked = "".join(f"; it declares {line!r}" for line in _core_lines(entry))
+    newer = f"pip install -U {CORE}"
+    mend = f"{newer} {entry.distribution}"
+    if isinstance(error, ApiVersionError):
+        mend = newer if error.is_newer else f"pip install -U {entry.distribution}"
+    return entry.error(
+        "P108", f"made for another {CORE} than {__version__}: {_text_of(error)}{asked}", mend
     )
 
 
 def _nowhere(entry: Entry, why: str) -> PluginError:
+    point = f"{entry.spelling or entry.name} = {entry.module!r}"
     return entry.error(
         "P101",
-        f"entry point {entry.name!r} = {entry.module!r} leads nowhere: {why}",
-        f"install it again: pip install --force-reinstall {entry.distribution}; "
-        "its author: the value must be the light module's import path",
+        f"entry point {point} leads nowhere: {why}",
+        f"pip install --force-reinstall {entry.distribution}; the plugin's author: the value is "
+        "the light module's import path",
     )
 
 
+def _cure(entry: Entry, module: str) -> str:
+    """Return the mend for a missing module: the requirement that provides it, as far as we know.
+
+    A module's name need not be its distribution's (``skimage`` is in scikit-image), so where none
+    bears the name, what the plugin declares and is not there will be it.
+    """
+    named = [li for li in entry.requires if requirement_name(li) == normalize_name(_top(module))]
+    likely = named[:1] or [line for line in entry.requires if not is_met(line)]
+    if not likely:
+        return f"pip install the package that provides {module!r}"
+    return "pip install " + " ".join(_quoted(line.partition(";")[0].strip()) for line in likely)
+
+
+def _quoted(requirement: str) -> str:
+    """Quote for the shell what it would read as a redirection."""
+    return requirement if re.fullmatch(r"[\w.-]+", requirement) else f"'{requirement}'"
+
+
+LINE = 300
+"""Characters of a foreign error message that a problem quotes; the traceback has it all."""
+
+
+def _text_of(error: BaseException) -> str:
+    """Return the message of an error on one line."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # a plugin's own exception class may be as broken as the plugin
+        text = ""
+    return text if len(text) <= LINE else f"{text[:LINE]}..."
+
+
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = _text_of(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _place_of(error: BaseException) -> str:
-    """Return ``file:line`` where the error arose in the plugin."""
+def _place_of(error: BaseException, module: str) -> str:
+    """Return ``package/file.py:line``: the plugin's own last frame on the way to the error."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    frames = [f for f in _frames(error.__traceback__) if "importlib" not in f[0]]
-    return "{}:{}".format(*frames[-1]) if frames else "unknown place"
+        return f"{_shortened(error.filename)}:{error.lineno}"
+    frames = [
+        (frame.f_globals.get("__name__") or "", frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__") != __name__
+        and not frame.f_code.co_filename.startswith("<frozen")
+    ]
+    own = [frame for frame in frames if _top(frame[0]) == _top(module)]
+    for _, filename, line in reversed(own or frames):
+        return f"{_shortened(filename)}:{line}"
+    return module
 
 
-def _frames(trace: TracebackType | None) -> Iterator[tuple[str, int]]:
-    for frame, line in traceback.walk_tb(trace):
-        yield frame.f_code.co_filename, line
+def _shortened(filename: str) -> str:
+    """Return a file's path below the folder of ``sys.path`` it was imported from."""
+    below = [
+        os.path.relpath(filename, folder)
+        for folder in sys.path
+        if folder and filename.startswith(os.path.join(folder, ""))
+    ]
+    return min(below, key=len, default=filename)
 
 
-def _provider(module: str, requires: Iterable[str]) -> str:
-    """Return the requirement that probably provides `module`, or an empty string."""
-    top = normalize_name(module.split(".")[0])
-    for line in requires:
-        if normalize_name(_requirement_name(line)) == top:
-            return _requirement_name(line)
-    return ""
-
-
-def _requirement_name(line: str) -> str:
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    try:
-        return Requirement(line).name
-    except InvalidRequirement:
-        return ""
-
-
-def _call_hook(entry: Entry, target: Any) -> tuple[SolverSpec, ...]:
+def _call_hook(entry: Entry, target: Target) -> tuple[SolverSpec, ...]:
     """Register `target` with a plugin manager of its own and collect its specs."""
+    import pluggy  # only here and in `plugin`: naming the installed solvers needs neither
+
+    from adeptml_core import plugin
+
     manager = pluggy.PluginManager(plugin.PROJECT)
     manager.add_hookspecs(plugin)
     try:
@@ -395,92 +657,58 @@ def _call_hook(entry: Entry, target: Any) -> tuple[SolverSpec, ...]:
     except pluggy.PluginValidationError as error:
         raise entry.error(
             "P104",
-            f"the hook's signature is wrong: {_last_line(error)}",
-            "write it without parameters: def adeptml_solvers():",
+            f"the hook's signature is wrong: {str(error).strip().splitlines()[-1].strip()}",
+            f"the plugin's author: write it without parameters, def {HOOK}():",
         ) from error
+    except Exception as error:  # an attribute of the target that raises when it is looked at
+        raise _bad_hook(entry, f"cannot be looked for: {_one_line(error)}") from error
     implementations = manager.hook.adeptml_solvers.get_hookimpls()
     if not implementations:
-        raise _no_hook(entry, target, manager)
-    specs: list[SolverSpec] = []
-    for implementation in implementations:
-        specs.extend(_checked_specs(entry, implementation.function))
-    return tuple(specs)
+        raise _no_hook(entry, target, vars(manager.hook))
+    return tuple(spec for found in implementations for spec in _checked(entry, found.function))
 
 
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1].strip()
-
-
-def _no_hook(entry: Entry, target: Any, manager: pluggy.PluginManager) -> PluginError:
-    hooks = [name for name in vars(manager.hook) if not name.startswith("_")]
-    misspelt = [name for name in hooks if name != "adeptml_solvers"]
+def _no_hook(entry: Entry, target: Target, hooks: Iterable[str]) -> PluginError:
+    misspelt = [name for name in hooks if not name.startswith("_") and name != HOOK]
     if misspelt:
-        return entry.error(
-            "P105",
-            f"{entry.module} has no hook 'adeptml_solvers', but one called {misspelt[0]!r}",
-            "rename it: def adeptml_solvers():",
-        )
-    plain = hasattr(target, "adeptml_solvers")
-    mend = "mark the function with @hookimpl" if plain else "add @hookimpl def adeptml_solvers():"
-    return entry.error("P105", f"{entry.module} has no hook 'adeptml_solvers'", mend)
+        message = f"{entry.module} has no hook {HOOK!r}, but one called {misspelt[0]!r}"
+        mend = f"rename it to {HOOK}"
+    elif hasattr(target, HOOK):
+        message = f"{entry.module} has a function {HOOK!r} that is not marked as a hook"
+        mend = "put @hookimpl above it"
+    else:
+        message = f"{entry.module} has no hook {HOOK!r}"
+        mend = f"add @hookimpl def {HOOK}():"
+    return entry.error("P105", message, f"the plugin's author: {mend}")
 
 
-def _checked_specs(entry: Entry, hook: Any) -> Sequence[SolverSpec]:
+def _checked(entry: Entry, hook: Callable[[], object]) -> Iterator[SolverSpec]:
+    """Call the hook and yield its specs, P106 where they are none."""
     try:
-        with _quiet_stdout():
-            result = hook()
+        result = hook()
     except KeyboardInterrupt:
         raise
-    except ApiVersionError as error:
-        raise _other_core(entry, str(error)) from error
     except BaseException as error:
-        if isinstance(error, TypeError):
-            _check_core_version(entry, error)
-        raise _bad_hook(entry, f"raised {_one_line(error)} ({_place_of(error)})") from error
+        if isinstance(error, ApiVersionError) or _is_about_core(error):
+            raise _other_core(entry, error) from error
+        place = _place_of(error, _reference(entry)[0])
+        raise _bad_hook(entry, f"raised, {place}: {_one_line(error)}") from error
     if not isinstance(result, list | tuple):
-        raise _bad_hook(entry, f"returned {type(result).__name__}, not a list of SolverSpec")
+        what = "None" if result is None else f"an object of type {type(result).__name__}"
+        raise _bad_hook(entry, f"returned {what}, not a list of SolverSpec")
     for item in result:
         if not isinstance(item, SolverSpec):
-            raise _bad_hook(entry, f"returned a list that holds {item!r}, not a SolverSpec")
-    return result
+            what = type(item).__name__
+            raise _bad_hook(entry, f"returned a list with an entry of type {what}, not SolverSpec")
+        yield item
 
 
 def _bad_hook(entry: Entry, what: str) -> PluginError:
     return entry.error(
         "P106",
         f"the hook of {entry.module} {what}",
-        "mend the plugin's spec; `adeptml plugins validate` checks it",
+        f"mend it there, or switch it off: {DENY}={normalize_name(entry.distribution)}",
     )
-
-
-# ---- requirements ------------------------------------------------------------------------------
-
-
-def missing_requirements(spec: SolverSpec) -> tuple[str, ...]:
-    """Return those of ``spec.requires`` that are not installed in a fitting version."""
-    return tuple(line for line in spec.requires if not _is_met(line))
-
-
-def _is_met(line: str, known: dict[str, str] | None = None) -> bool:
-    """Tell whether the PEP 508 requirement holds here; one that cannot be read does not."""
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    try:
-        requirement = Requirement(line)
-    except InvalidRequirement:
-        return False
-    if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-        return True
-    name = normalize_name(requirement.name)
-    version = (known or {}).get(name) or _installed_version(name)
-    return version is not None and requirement.specifier.contains(version, prereleases=True)
-
-
-def _installed_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 # ---- all plugins -------------------------------------------------------------------------------
@@ -488,10 +716,11 @@ def _installed_version(name: str) -> str | None:
 
 def scan() -> tuple[list[Row], list[Problem]]:
     """Load every light module that is switched on: one row an entry point, and what is wrong."""
-    everything, leftovers = _discover(tuple(sys.path))
-    problems = list(leftovers)
+    everything, unreadable = _discover(tuple(sys.path))
+    problems = list(unreadable)
     claims = _claims(everything)
-    rows = [_row(entry, claims[entry.name], problems) for entry in everything]
+    met = functools.cache(is_met)  # two hundred solvers ask for the same numpy
+    rows = [_row(entry, claims[entry.name], problems, met) for entry in everything]
     for name, claimants in claims.items():
         if len(claimants) > 1:
             problems.append(Problem.of(_ambiguous(name, claimants)))
@@ -508,26 +737,41 @@ def _claims(found: Iterable[Entry]) -> dict[str, list[Entry]]:
     return claims
 
 
-def _row(entry: Entry, claimants: list[Entry], problems: list[Problem]) -> Row:
-    if _disabled_by(entry):
-        return Row(entry, None, "disabled")
+def _row(
+    entry: Entry,
+    claimants: Sequence[Entry],
+    problems: list[Problem],
+    met: Callable[[str], bool] = is_met,
+) -> Row:
+    if entry not in claimants:
+        return Row(entry, None, State.DISABLED)
     try:
         spec = load(entry)
     except PluginError as error:
         problems.append(Problem.of(error))
-        return Row(entry, None, "broken")
+        return Row(entry, None, State.BROKEN)
     if len(claimants) > 1:
-        return Row(entry, spec, "duplicate")
-    needs = missing_requirements(spec)
-    return Row(entry, spec, "needs" if needs else "ready", needs)
+        return Row(entry, spec, State.DUPLICATE)
+    needs = tuple(line for line in spec.requires if not met(line))
+    return Row(entry, spec, State.NEEDS if needs else State.READY, needs)
 
 
 def _ambiguous(name: str, claimants: Sequence[Entry]) -> PluginError:
+    """Return P109, for two distributions or for two entry points of one."""
     first = claimants[0]
-    by = " and ".join(f"{e.distribution} {e.version}" for e in claimants)
-    choice = " or ".join(repr(e.qualified) for e in claimants)
+    choices = sorted({entry.qualified for entry in claimants})
+    if len(choices) == 1:
+        spellings = " and ".join(f"{e.spelling} = {e.module!r}" for e in claimants)
+        return first.error(
+            "P109",
+            f"its entry points {spellings} claim one name, {name!r}",
+            "the plugin's author: names differ by more than case, '_', '.' and '-'",
+        )
+    by = " and ".join(f"{entry.distribution} {entry.version}" for entry in claimants)
     return first.error(
-        "P109", f"{name!r} is claimed by {by}", f"say which: {choice}; or uninstall one of them"
+        "P109",
+        f"the name {name!r} is claimed by {by}",
+        f"say which: {' or '.join(map(repr, choices))}; or uninstall one of them",
     )
 
 
@@ -538,12 +782,37 @@ def solvers() -> dict[str, SolverSpec]:
     under ``distribution/name``. What is broken is left out here; `scan` and
     ``adeptml plugins list`` show it.
     """
+    _refresh()
     rows, _ = scan()
     return {
-        row.entry.qualified if row.state == "duplicate" else row.entry.name: row.spec
+        row.entry.qualified if row.state == State.DUPLICATE else row.entry.name: row.spec
         for row in rows
         if row.spec is not None
     }
+
+
+def select(names: Sequence[str] = ()) -> tuple[list[Row], list[Problem]]:
+    """Load the solvers of these names, no other plugin; without names, all of them, as `scan`.
+
+    Returns
+    -------
+    rows : list of Row
+        In the order of `names`, each once.
+    problems : list of Problem
+        What is wrong with those among them that are broken.
+
+    Raises
+    ------
+    UnknownSolverError
+        Nothing of that name is installed and switched on.
+    PluginError
+        P109: two distributions claim the bare name.
+    """
+    if not names:
+        return scan()
+    problems: list[Problem] = []
+    found = dict.fromkeys(find(name) for name in names)
+    return [_row(entry, [entry], problems) for entry in found], problems
 
 
 def find(name: str) -> Entry:
@@ -556,44 +825,61 @@ def find(name: str) -> Entry:
     PluginError
         P109: two distributions claim the bare name.
     """
-    wanted = "/".join(map(normalize_name, str(name).split("/")))
-    matches = _matches(wanted)
+    matches = _matches(name)
     if not matches:
-        _discover.cache_clear()  # installed since? a notebook's process outlives its pip
-        matches = _matches(wanted)
+        _refresh()
+        matches = _matches(name)
     active = [entry for entry in matches if not _disabled_by(entry)]
     if not active:
-        raise _unknown(str(name), matches)
+        raise _switched_off(name, matches) if matches else _unknown(name)
     if len(active) > 1:
-        raise _ambiguous(wanted, active)
+        raise _ambiguous(_normalized(str(name)), active)
     return active[0]
 
 
-def _matches(wanted: str) -> list[Entry]:
+def _matches(name: str) -> list[Entry]:
+    wanted = _normalized(str(name))
     return [entry for entry in entries() if wanted in (entry.name, entry.qualified)]
 
 
-def _unknown(name: str, matches: Sequence[Entry]) -> UnknownSolverError:
-    if matches:
-        switch = _disabled_by(matches[0])
-        state = f"set to {os.environ.get(switch)!r}"
-        return UnknownSolverError(
-            f"the solver {name!r} is switched off: {switch} is {state}.", name=name
-        )
-    names = sorted({entry.name for entry in entries() if not _disabled_by(entry)})
-    if not names:
-        return UnknownSolverError(
-            f"no solver is called {name!r}: no solver plugin is installed. Install the "
-            "distribution that provides it, for instance: pip install adeptml-heat1d",
-            name=name,
-        )
-    hint = did_you_mean(name, names)
-    listed = ", ".join(names)
+def _refresh() -> None:
+    """Forget what was discovered: a notebook's process outlives its ``pip install``."""
+    _discover.cache_clear()
+    importlib.invalidate_caches()
+
+
+def _switched_off(name: str, matches: Sequence[Entry]) -> UnknownSolverError:
+    switch = _disabled_by(matches[0])
     return UnknownSolverError(
-        f"no solver is called {name!r}.{hint}\nInstalled: {listed}.",
-        name=name,
-        suggestions=tuple(n for n in names if repr(n) in hint),
+        f"the solver {str(name)!r} is switched off: the environment variable {switch} is "
+        f"{os.environ.get(switch)!r}.",
+        name=str(name),
     )
+
+
+def _unknown(name: str) -> UnknownSolverError:
+    active = [entry for entry in entries() if not _disabled_by(entry)]
+    if not active:
+        return UnknownSolverError(
+            f"no solver is called {str(name)!r}: no solver plugin is installed"
+            f"{' and switched on' if entries() else ''}.\nInstall the distribution that provides "
+            "it, for instance: pip install adeptml-heat1d",
+            name=str(name),
+        )
+    names = sorted({entry.name for entry in active})
+    known = names + [entry.qualified for entry in active] if "/" in str(name) else names
+    hint = did_you_mean(_normalized(str(name)), known)
+    return UnknownSolverError(
+        f"no solver is called {str(name)!r}.{hint}\nInstalled: {_listed(names)}.",
+        name=str(name),
+        suggestions=tuple(n for n in known if repr(n) in hint),
+    )
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    """Return the names on a line, not all two hundred of them."""
+    more = len(names) - most
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more} more"
 
 
 def get_solver(name: str) -> SolverSpec:

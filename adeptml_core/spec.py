@@ -500,7 +500,8 @@ class SolverSpec:
     def __post_init__(self) -> None:
         if self.api != API:
             raise ApiVersionError(
-                f"{self.name}: written for api {self.api!r} of adeptml, this core speaks api {API}"
+                f"{self.name}: written for api {self.api!r} of adeptml, this core speaks api {API}",
+                is_newer=isinstance(self.api, int) and self.api > API,
             )
         self._freeze()
         self._check_name_and_mode()

@@ -12,48 +12,45 @@ poles of its own: put r in place of the exponential, and term by term
            = \sum_j \frac{c_j}{x} \left( \frac{1}{x - z_j} + \frac{1}{z_j} \right)
            = \sum_j \frac{c_j}{z_j} \frac{1}{x - z_j} .
 
-At ``x = -sK`` each ``1 / (x - z_j)`` becomes ``-(sK + z_j)^-1``. So with one solve for each j,
+At ``x = -sK`` each ``1 / (x - z_j)`` becomes ``-(sK + z_j)^-1``. So one solve for each j in the
+upper half plane is all; with the weights ``w_j = -2 c_j``,
 
-.. math::  (sK + z_j) \, x_j = b_j = -c_j \left( T_0 + \frac{s}{z_j} f \right),
-           \qquad T(t) = 2 \, \mathrm{Re} \sum_j x_j,
+.. math::  (sK + z_j) \, u_j = T_0 + \frac{s}{z_j} f, \qquad
+           T(t) = \mathrm{Re} \sum_j w_j u_j .
 
-the sum being over the upper half plane. Nothing steps in time; nothing but the x_j and the factors
-need be kept, whatever t is.
+Nothing steps in time; nothing but the u_j and the factors need be kept, whatever t is.
 
-**Backward.** Let g be the cotangent of T(t): we want the derivative of ``g . T(t)``. Vary everything
-that stands in the system:
+**Backward.** Let g be the cotangent of T(t): we want the derivative of ``g . T(t)``. Vary
+everything that stands in the system, and let a_j solve the same system for g:
 
-.. math::  dx_j = (sK + z_j)^{-1} (db_j - s \, dK \, x_j), \qquad
-           g \cdot dT = 2 \, \mathrm{Re} \sum_j a_j^T (db_j - s \, dK \, x_j),
+.. math::  (sK + z_j) \, a_j = g, \qquad g \cdot dT =
+           \mathrm{Re} \sum_j w_j a_j^T \left( dT_0 + \frac{s}{z_j} df - s \, dK \, u_j \right) .
 
-where ``(sK + z_j) a_j = g``: the matrix is symmetric (not Hermitian), so that the adjoint systems have
-the factors of the forward ones. It remains to read off:
+The matrix is symmetric (not Hermitian), so the factors of the forward pass serve again. It remains
+to read off:
 
-- ``db_j = -c_j dT_0`` gives ``grad T_0 = -2 Re sum c_j a_j``. That is r(-sK) g: the propagator is
-  symmetric.
-- ``db_j = -c_j s / z_j df`` gives ``grad f = -2 s Re sum (c_j / z_j) a_j``; `rod` takes it on to q and
-  T_ext.
-- ``K = D^T diag(G) D`` gives ``a^T dK x = sum_f dG_f (D a)_f (D x)_f``: the conductance of a face
-  feels the *product of the two drops across it*, ``grad G_f = -2 s Re sum_j (D a_j)_f (D x_j)_f``.
-- At an end, G also multiplies T_ext in f. Put ``-(c_j / z_j) T_ext`` as the value of x_j beyond the
-  end, and 0 as that of a_j: the product of the drops then contains that term too (write it out: it is
-  ``a (x - x_beyond)`` at the left end), and the ends have the same formula as the other faces. `rod`
-  takes grad G on to k.
+- ``grad T_0 = Re sum w_j a_j``. That is r(-sK) g: the propagator is symmetric.
+- ``grad f = Re sum (s w_j / z_j) a_j``; `rod` takes it on to q and T_ext.
+- ``K = D^T diag(G) D`` gives ``a^T dK u = sum_f dG_f (D a)_f (D u)_f``: the conductance of a face
+  feels the *product of the two drops across it*, ``grad G_f = -s Re sum w_j (D a_j)_f (D u_j)_f``.
+- At an end, G multiplies T_ext in f as well. Let the value of u_j beyond the end be ``T_ext / z_j``
+  and that of a_j zero: the product of the drops, ``a (u - T_ext / z_j)`` at either end, then holds
+  that term too, and the ends have the formula of the other faces. `rod` takes grad G on to k.
 
 This is the exact derivative of what forward computes, not a discretised adjoint equation, and it is
 linear in g. It never integrates the heat equation backwards in time, which no arithmetic survives.
 
-Here the space axis comes first and the batch last, ``(n, batch)`` and ``(n, poles, batch)``: a step
-from cell to cell is then one contiguous slab. ``batch`` is 1 in what the samples share.
+Here the space axis comes first and the batch last, ``(n, batch)`` and ``(n, poles, batch)``; a
+batch of 1 is shared by all samples. Which of the axes is contiguous, the sweep decides.
 """
 
 from dataclasses import dataclass
+from functools import reduce
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adeptml_heat1d import tridiagonal
-from adeptml_heat1d.tridiagonal import factorise
 from adeptml_heat1d.poles import exponential_poles
 from adeptml_heat1d.rod import (
     Rod,
@@ -62,38 +59,29 @@ from adeptml_heat1d.rod import (
     source,
     source_pullback,
 )
+from adeptml_heat1d.tridiagonal import Sweep, factorise
 
 __all__ = ["Evolution", "evolve"]
 
 Field = NDArray[np.float64]
 Complex = NDArray[np.complex128]
+Gradients = tuple[Field, Field, Field, Field]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evolution:
-    """A solved problem: the temperature, and what its adjoint needs.
+class Evolution(Protocol):
+    """A solved problem: the temperature, and the way back.
 
-    Parameters
+    Attributes
     ----------
-    rod : Rod
     T : ndarray, shape (n, batch), float64, K
         Temperature at time t.
-    k : ndarray, shape (n, batch or 1), float64, W/m/K
-    G : ndarray, shape (n + 1, batch or 1), float64, W/m^2/K
-    sweep : Sweep
-        Factors of ``sK + z_j``.
-    drops : ndarray, shape (n + 1, poles / 2, batch), complex128
-        ``D x_j``, the difference of x_j across each face.
     """
 
-    rod: Rod
-    T: Field
-    k: Field
-    G: Field
-    sweep: tridiagonal.Sweep
-    drops: Complex
+    @property
+    def T(self) -> Field:  # noqa: D102 - above
+        ...
 
-    def pullback(self, g: Field) -> tuple[Field, Field, Field, Field]:
+    def pullback(self, g: Field) -> Gradients:
         """Return the cotangents of (T0, k, q, T_ext), each for every sample.
 
         Parameters
@@ -105,27 +93,21 @@ class Evolution:
         -------
         tuple of ndarray, shapes (n, batch) three times and (2, batch), float64
         """
-        z, c = exponential_poles(self.rod.poles)
-        s = _scaled_time(self.rod, len(g))
-        a = self.sweep.solve(np.repeat(g[:, None, :].astype(np.complex128), len(z), axis=1))
-        weights = np.stack([-2 * c, -2 * s * c / z])  # of grad T0 and grad f
-        grad_T0, grad_f = np.moveaxis((weights @ a).real, 1, 0)
-        grad_G = -2 * s * np.einsum("fjb,fjb->fb", _drops(a, 0.0), self.drops).real
-        grad_k = conductances_pullback(grad_G, self.k, self.rod)
-        return grad_T0, grad_k, *source_pullback(grad_f, self.G, self.rod)
 
 
 def evolve(rod: Rod, T0: Field, k: Field, q: Field, T_ext: Field) -> Evolution:
     """Solve for the temperature at time t.
 
+    A sample whose T0, q or T_ext is not finite becomes NaN throughout; the others never notice.
+
     Parameters
     ----------
     rod : Rod
-        The options, with t > 0.
+        The options.
     T0 : ndarray, shape (n, batch or 1), float64, K
         Initial temperature.
     k : ndarray, shape (n, batch or 1), float64, W/m/K
-        Conductivity, positive.
+        Conductivity, positive and finite.
     q : ndarray, shape (n, batch or 1), float64, W/m^3
         Heat source.
     T_ext : ndarray, shape (2, batch or 1), float64, K
@@ -136,27 +118,104 @@ def evolve(rod: Rod, T0: Field, k: Field, q: Field, T_ext: Field) -> Evolution:
     Evolution
         The temperature and its pullback.
     """
+    batch = np.broadcast_shapes(*(field.shape[1:] for field in (T0, k, q, T_ext)))[0]
+    if rod.t == 0:
+        return _Unchanged(T=np.broadcast_to(T0, (len(T0), batch)))
+    spoilt = _spoilt_samples(batch, T0, q, T_ext)
+    T0, q, T_ext = (_without(spoilt, field) for field in (T0, q, T_ext))
+
     z, c = exponential_poles(rod.poles)
     s = _scaled_time(rod, len(T0))
     G = conductances(k, rod)
-    f = source(q, T_ext, G, rod)
-    b = -c[:, None] * T0[:, None, :] - (s * c / z)[:, None] * f[:, None, :]
-    sweep = factorise(s * G, z, b.shape[-1])
-    if sweep.order=="F": b=np.asfortranarray(b)
-    x = sweep.solve(b)
-    T = 2 * x.real.sum(axis=1)
-    drops = _drops(x, -(c / z)[:, None] * T_ext[:, None, :])
-    return Evolution(rod=rod, T=T, k=k, G=G, sweep=sweep, drops=drops)
+    sweep = factorise(s * G, z, batch)
+    b = np.empty((len(T0), len(z), batch), dtype=np.complex128, order=sweep.order)
+    np.multiply((s / z)[:, None], source(q, T_ext, G, rod)[:, None, :], out=b)
+    b += T0[:, None, :]
+    u = sweep.solve(b)
+    u[..., spoilt] = np.nan
+    return _Evolved(rod=rod, k=k, T_ext=T_ext, G=G, sweep=sweep, u=u, T=_sum(-2 * c, u))
 
 
-def _scaled_time(rod, n):
+@dataclass(frozen=True, kw_only=True)
+class _Unchanged:
+    """The evolution over no time at all, where the formulas hold, but only to rounding."""
+
+    T: Field
+
+    def pullback(self, g: Field) -> Gradients:
+        return g, np.zeros_like(g), np.zeros_like(g), np.zeros((2, g.shape[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evolved:
+    """The evolution over some time.
+
+    Parameters
+    ----------
+    rod : Rod
+    k : ndarray, shape (n, batch or 1), float64, W/m/K
+    T_ext : ndarray, shape (2, batch or 1), float64, K
+    G : ndarray, shape (n + 1, batch or 1), float64, W/m^2/K
+        Conductances.
+    sweep : Sweep
+        Factors of ``sK + z_j``.
+    u : ndarray, shape (n, poles, batch), complex128
+        Solutions u_j.
+    T : ndarray, shape (n, batch), float64, K
+    """
+
+    rod: Rod
+    k: Field
+    T_ext: Field
+    G: Field
+    sweep: Sweep
+    u: Complex
+    T: Field
+
+    def pullback(self, g: Field) -> Gradients:
+        z, c = exponential_poles(self.rod.poles)
+        s, w = _scaled_time(self.rod, len(g)), -2 * c
+        a = self._adjoint(g)
+        grad_T0, grad_f = _sum(w, a), _sum(s * w / z, a)
+        product = _drops(a, np.zeros((2, 1, 1)))
+        product *= _drops(self.u, self.T_ext[:, None, :] / z[:, None])
+        grad_k = conductances_pullback(_sum(-s * w, product), self.k, self.G, self.rod)
+        return grad_T0, grad_k, *source_pullback(grad_f, self.G, self.rod)
+
+    def _adjoint(self, g: Field) -> Complex:
+        """Return the a_j, shape (n, poles, batch); NaN where the cotangent is not finite."""
+        spoilt = _spoilt_samples(g.shape[1], g)
+        b = np.empty_like(self.u, order=self.sweep.order)
+        b[...] = _without(spoilt, g)[:, None, :]
+        a = self.sweep.solve(b)
+        a[..., spoilt] = np.nan
+        return a
+
+
+def _scaled_time(rod: Rod, n: int) -> float:
+    """Return ``s = t / (rho_c dx)``, m^2 K/W."""
     return rod.t * n / (rod.rho_c * rod.length)
 
 
-def _drops(x, beyond):
-    left, right = np.broadcast_to(beyond, (2, *x.shape[1:]))
-    D = np.empty((len(x) + 1, *x.shape[1:]), complex)
-    D[0] = x[0] - left
-    np.subtract(x[1:], x[:-1], out=D[1:-1])
-    D[-1] = right - x[-1]
-    return D
+def _sum(weights: Complex, u: Complex) -> Field:
+    """Return ``Re sum_j w_j u_j``, shape (n, batch)."""
+    return np.asarray((weights @ u).real)
+
+
+def _drops(u: Complex, beyond: Complex | Field) -> Complex:
+    """Return D u, shape (n + 1, poles, batch), from u and its values beyond the two ends."""
+    drops = np.empty_like(u, shape=(len(u) + 1, *u.shape[1:]))
+    np.subtract(u[0], beyond[0], out=drops[0])
+    np.subtract(u[1:], u[:-1], out=drops[1:-1])
+    np.subtract(beyond[1], u[-1], out=drops[-1])
+    return drops
+
+
+def _spoilt_samples(batch: int, *fields: Field) -> NDArray[np.bool_]:
+    """Return which samples, shape (batch,), hold something that is not finite."""
+    bad = (~np.isfinite(field).all(axis=0) for field in fields)
+    return np.broadcast_to(reduce(np.logical_or, bad), batch)
+
+
+def _without(spoilt, field):
+    return np.where(spoilt, 0.0, field) if spoilt.any() else field

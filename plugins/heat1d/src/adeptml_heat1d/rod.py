@@ -10,8 +10,8 @@ ambient through half a cell and the film in series::
     T_ext[0] --1/h--|--r0--T[0]--r0--|--r1--T[1]--r1--|-- ... --T[n-1]--r--|--1/h-- T_ext[1]
                   face 0           face 1                               face n
 
-with the resistance ``r_i = dx / (2 k_i)`` of half a cell. So all n + 1 faces, the ends included, have
-one formula: append a film to each end of the list of half cells, and
+with the resistance ``r_i = dx / (2 k_i)`` of half a cell. So all n + 1 faces, the ends included,
+have one formula: append a film to each end of the list of half cells, and
 
     G_f = 1 / (r_{f-1} + r_f)                                                            W/m^2/K
 
@@ -22,19 +22,23 @@ The heat balance of the cells is then
 
     rho_c dx dT/dt = -K T + f,    K = D^T diag(G) D,    f = q dx + G_end T_ext,
 
-D being the difference across the faces, with zeros outside. Jumps of k between two cells are handled
-exactly in the steady state, since series resistances are.
+D being the difference across the faces, with zeros outside. A jump of k between two cells is
+handled exactly in the steady state, since resistances in series are.
 
 In this module arrays have the space axis first, ``(n, batch)``, with ``batch`` 1 where shared.
 """
 
 from dataclasses import dataclass
 from math import inf, isfinite
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adeptml_core.errors import ConfigError
+
 __all__ = [
+    "Options",
     "Rod",
     "conductances",
     "conductances_pullback",
@@ -43,6 +47,27 @@ __all__ = [
 ]
 
 Field = NDArray[np.float64]
+
+
+class Options(TypedDict, total=False):
+    """The keywords of every solver function, as a type checker sees them; `Rod` tells the rest."""
+
+    length: float
+    rho_c: float
+    h_left: float
+    h_right: float
+    t: float
+    poles: int
+
+
+POSITIVE = "must be positive and finite"
+FILM = "must not be negative; 0 insulates, inf sets the temperature"
+TIME = "must be finite and not negative; heat runs in one direction, and some rods have no end state"
+
+
+def _require(condition: bool, name: str, value: float, unit: str, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"option {name} = {value!r} {unit}: {rule}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +89,8 @@ class Rod:
 
     Raises
     ------
-    ValueError
-        For a value out of bounds. (`adeptml_core` checks them before; this serves direct calls.)
+    ConfigError
+        For a value out of bounds. (Core checks most of them before; this serves direct calls too.)
     """
 
     length: float = 1.0
@@ -76,16 +101,11 @@ class Rod:
     poles: int = 14
 
     def __post_init__(self) -> None:
-        for name in ("length", "rho_c"):
-            value = getattr(self, name)
-            if not (isfinite(value) and value > 0):
-                raise ValueError(f"{name} = {value!r}: must be positive and finite")
-        for name in ("h_left", "h_right", "t"):
-            value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"{name} = {value!r}: must not be negative")
-        if not isfinite(self.t):
-            raise ValueError(f"t = {self.t!r}: must be finite; a rod with q may have no steady state")
+        _require(isfinite(self.length) and self.length > 0, "length", self.length, "m", POSITIVE)
+        _require(isfinite(self.rho_c) and self.rho_c > 0, "rho_c", self.rho_c, "J/m^3/K", POSITIVE)
+        _require(self.h_left >= 0, "h_left", self.h_left, "W/m^2/K", FILM)
+        _require(self.h_right >= 0, "h_right", self.h_right, "W/m^2/K", FILM)
+        _require(isfinite(self.t) and self.t >= 0, "t", self.t, "s", TIME)
 
     @property
     def films(self) -> tuple[float, float]:
@@ -94,18 +114,13 @@ class Rod:
         return left, right
 
 
-def _half_cells(k: Field, rod: Rod) -> Field:
-    """Return the resistance of half of each cell, m^2 K/W."""
-    width = rod.length / len(k)
-    return width / (2 * k)
-
-
 def conductances(k: Field, rod: Rod) -> Field:
     """Return the conductance of every face.
 
     Parameters
     ----------
     k : ndarray, shape (n, batch), float64, W/m/K
+        Positive.
     rod : Rod
 
     Returns
@@ -117,25 +132,30 @@ def conductances(k: Field, rod: Rod) -> Field:
     >>> conductances(np.ones((2, 1)), Rod(h_right=0.0)).ravel()
     array([4., 2., 0.])
     """
+    with np.errstate(over="ignore"):  # k near 1e-308 has an infinite resistance: it insulates
+        half_cells = rod.length / (2 * len(k)) / k
     left, right = (np.full_like(k[:1], film) for film in rod.films)
-    resistances = np.concatenate([left, _half_cells(k, rod), right])
+    resistances = np.concatenate([left, half_cells, right])
     return np.asarray(1 / (resistances[:-1] + resistances[1:]))
 
 
-def conductances_pullback(grad: Field, k: Field, rod: Rod) -> Field:
+def conductances_pullback(grad: Field, k: Field, G: Field, rod: Rod) -> Field:
     r"""Carry the cotangent of the conductances back to the conductivity.
 
     With ``G_f = 1 / (r_{f-1} + r_f)`` and ``r_i = dx / (2 k_i)``,
 
-    .. math::  \frac{dG_f}{dk_i} = -G_f^2 \, \frac{dr_i}{dk_i} = G_f^2 \, \frac{r_i}{k_i},
+    .. math::  \frac{dG_f}{dk_i} = -G_f^2 \, \frac{dr_i}{dk_i} = \frac{2}{dx} (G_f r_i)^2
 
-    for both faces of the cell i, that is f = i and f = i + 1.
+    for both faces of the cell i, that is f = i and f = i + 1. The bracket is the cell's share of the
+    resistance of the face, a number between 0 and 1.
 
     Parameters
     ----------
     grad : ndarray, shape (n + 1, batch), float64
         Cotangent of `conductances`.
     k : ndarray, shape (n, batch or 1), float64, W/m/K
+    G : ndarray, shape (n + 1, batch or 1), float64, W/m^2/K
+        ``conductances(k, rod)``.
     rod : Rod
 
     Returns
@@ -143,8 +163,10 @@ def conductances_pullback(grad: Field, k: Field, rod: Rod) -> Field:
     ndarray, shape (n, batch), float64
         Cotangent of k for each sample.
     """
-    through_faces = grad * conductances(k, rod) ** 2
-    return np.asarray((through_faces[:-1] + through_faces[1:]) * (_half_cells(k, rod) / k))
+    per_width = 2 * len(k) / rod.length
+    half_cells = per_width * k  # the conductance 1 / r, which does not overflow
+    left, right = G[:-1] / half_cells, G[1:] / half_cells
+    return np.asarray(per_width * (grad[:-1] * left**2 + grad[1:] * right**2))
 
 
 def source(q: Field, T_ext: Field, G: Field, rod: Rod) -> Field:

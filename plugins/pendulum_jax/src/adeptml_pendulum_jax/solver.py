@@ -14,9 +14,9 @@ would have L = 0), and have cotangent 0, so that they add nothing to what the sa
 **Double precision, locally.** ``jax.enable_x64(True)`` as a context, entered again in each
 pullback; JAX would compute in float32 otherwise. The global flag belongs to the user.
 
-**Nothing is shared with the caller.** ``jnp.array`` copies what comes in: the pullback may read it
-long after the caller has changed the original, and ``device_put`` may hand over the very memory.
-``np.array`` copies what goes out: JAX's own memory is read-only, and the pullback needs it.
+**Nothing is shared with the caller.** What comes in is copied: JAX may take over an array's memory
+instead of its values, and the pullback reads it long after the caller has changed it. What goes out
+is copied: JAX's own memory is read-only, and the pullback needs it.
 """
 
 from collections.abc import Callable
@@ -198,15 +198,15 @@ def _pushed(
 def _padded(array: Floats, *, repeat: bool = True) -> jax.Array:
     """Copy to JAX in float64, the batch padded to a power of two; shared params stay as they are.
 
-    The rows added repeat row 0, or, with ``repeat=False``, are 0.
+    The rows added repeat row 0, or, with ``repeat=False``, are 0. NumPy makes the copy: ``jnp.array``
+    would compile a program for it, one for each shape.
     """
-    if array.ndim == 1:
-        return jnp.array(array, dtype=np.float64)
-    batch = len(array)
-    padded = np.empty((1 << (batch - 1).bit_length(), *array.shape[1:]))
-    padded[:batch] = array
-    padded[batch:] = array[0] if repeat else 0.0
-    return jnp.array(padded)
+    rows = len(array)
+    size = 1 << (rows - 1).bit_length() if array.ndim > 1 else rows
+    private = np.empty((size, *array.shape[1:]))
+    private[:rows] = array
+    private[rows:] = array[0] if repeat else 0.0
+    return jnp.asarray(private)
 
 
 def _numpy(array: jax.Array, dtype: np.dtype[Any], rows: int | None) -> Floats:

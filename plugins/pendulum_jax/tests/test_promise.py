@@ -1,0 +1,131 @@
+"""The declared bounds are a promise, and what lies beyond is refused rather than guessed."""
+
+import numpy as np
+import pytest
+from adeptml_pendulum_jax.plugin import adeptml_solvers
+from adeptml_pendulum_jax.solver import ERROR_LIMIT, example, forward, jvp
+
+from adeptml_core.errors import SampleError
+
+OPTIONS = {"dt": 0.05, "steps": 40, "substeps": 2}
+[SPEC] = adeptml_solvers()
+
+
+def from_bounds(batch):
+    """Draw inputs from within the bounds, a third of the numbers from the bounds themselves."""
+    rng = np.random.default_rng(5)
+    drawn = []
+    for array in SPEC.inputs:
+        low, high = np.array(array.low), np.array(array.high)
+        position = rng.uniform(-0.25, 1.25, (batch, *array.shape)).clip(0, 1)
+        drawn.append(low + position * (high - low))
+    return drawn
+
+
+def test_within_the_bounds_results_are_finite_and_as_exact_as_promised():
+    """Of 1024 draws none is refused; four times as many substeps change them by 1e-8 at most."""
+    x, params = from_bounds(1024)
+    y, pullback = forward(x, params, **OPTIONS)
+    dx, dparams = pullback(np.ones_like(y))
+    assert np.isfinite(y).all()
+    assert np.isfinite(dx).all()
+    assert np.isfinite(dparams).all()
+    finer = forward(x, params, **OPTIONS | {"substeps": 8})[0]
+    assert np.abs(y - finer).max() < 1e-8
+
+
+def test_within_the_bounds_little_is_amplified():
+    """No derivative in the initial state is beyond the 7e3 of an upright pendulum of 0.5 m."""
+    x, params = from_bounds(1024)
+    tangents = [jvp(x, np.broadcast_to(e, x.shape), params, **OPTIONS) for e in np.eye(2)]
+    assert max(np.abs(tangent).max() for tangent in tangents) < 1e4
+
+
+def test_example_lies_within_the_bounds_and_varies():
+    """``example`` gives inputs to which the promise applies, no two alike."""
+    x, params = example(np.random.default_rng(0), 64)
+    for array, values in zip(SPEC.inputs, (x, params), strict=True):
+        assert (np.array(array.low) <= values).all()
+        assert (values <= np.array(array.high)).all()
+        assert len(np.unique(values, axis=0)) == 64
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "said"),
+    [
+        (0, 0.0, "L = params[0] = 0 m"),
+        (0, -0.5, "L = params[0] = -0.5 m"),
+        (1, -0.1, "c = params[1] = -0.1 1/s"),
+        (2, np.nan, "nan 1/s^2"),
+        (3, np.inf, "inf rad/s"),
+    ],
+)
+@pytest.mark.parametrize("function", ["forward", "jvp"])
+def test_params_that_make_no_pendulum_are_refused(index, value, said, function):
+    """The error names the sample, the parameter, its value and its unit."""
+    x, params = example(np.random.default_rng(0), 5)
+    params[3, index] = value
+    call = forward if function == "forward" else lambda x, *rest, **o: jvp(x, x, *rest, **o)
+    with pytest.raises(SampleError) as raised:
+        call(x, params, **OPTIONS)
+    assert raised.value.row == 3
+    assert said in raised.value.reason
+
+
+def test_shared_params_that_make_no_pendulum_are_refused_for_the_first_sample():
+    """What all samples share is wrong for the first of them."""
+    x, params = example(np.random.default_rng(0), 5)
+    with pytest.raises(
+        SampleError, match=r"sample 0 of the batch: L = params\[0\] = -1 m"
+    ) as raised:
+        forward(x, np.array([-1.0, 0, 0, 0]), **OPTIONS)
+    assert raised.value.row == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_state_that_is_not_finite_is_refused(value):
+    """NaN would otherwise come back as a trajectory of NaN."""
+    x, params = example(np.random.default_rng(0), 5)
+    x[2, 1] = value
+    with pytest.raises(SampleError, match="rad/s\\): not finite") as raised:
+        forward(x, params, **OPTIONS)
+    assert raised.value.row == 2
+
+
+@pytest.mark.parametrize("function", ["forward", "jvp"])
+def test_a_step_that_is_too_long_is_refused_and_the_mend_works(function):
+    """A 2 mm pendulum does not fit steps of 25 ms: the error says how many substeps it takes."""
+    x, params = example(np.random.default_rng(0), 5)
+    params[1, 0] = 2e-3
+    call = forward if function == "forward" else lambda x, *rest, **o: jvp(x, x, *rest, **o)
+    with pytest.raises(SampleError, match="25 s is too long") as raised:
+        call(x, params, dt=0.05, steps=10, substeps=2)
+    assert raised.value.row == 1
+    assert "0.002 m" in raised.value.reason
+    wanted = int(raised.value.reason.split("substeps = ")[-1].split()[0])
+    call(x, params, dt=0.05, steps=10, substeps=wanted + 5)
+
+
+def test_a_trajectory_that_overflows_is_refused():
+    """Damping far beyond the method's stability blows up; NaN counts as too long a step."""
+    x, params = example(np.random.default_rng(0), 2)
+    params[1, 1] = 1e9
+    with pytest.raises(SampleError, match="Set substeps = 20 or more") as raised:
+        forward(x, params, **OPTIONS)
+    assert raised.value.row == 1
+
+
+def test_what_is_not_refused_is_right():
+    """Of trajectories with coarse steps, those let pass err by no more than ten times the limit."""
+    rng = np.random.default_rng(1)
+    errors = []
+    for row in range(24):
+        x, params = example(rng, 1)
+        try:
+            y, _ = forward(x, params, dt=0.1 + 0.02 * row, steps=4, substeps=1)
+        except SampleError:
+            continue
+        fine, _ = forward(x, params, dt=0.1 + 0.02 * row, steps=4, substeps=32)
+        errors.append(np.abs(y - fine).max())
+    assert 4 <= len(errors) <= 20
+    assert max(errors) < 10 * ERROR_LIMIT
