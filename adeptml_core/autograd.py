@@ -108,8 +108,11 @@ def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
             f"{solver.name}: x is of type {type(x).__name__}; the operator takes a torch.Tensor"
         )
     if torch.is_grad_enabled():
-        args = _declared(solver, args)
-        if x.requires_grad or any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        in_args = bool(args) and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        if in_args:
+            args = _declared(solver, args)
+            in_args = any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        if in_args or x.requires_grad:
             return cast(Tensor, _Linearization.apply(solver, x, *args))  # type: ignore[no-untyped-call]
     return _without_grad(solver, x, args)
 
@@ -122,8 +125,6 @@ def _outside_the_graph(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
 
 def _declared(solver: Linearizer, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Detach the args that require grad without being declared differentiable; warn once."""
-    if not any(isinstance(a, Tensor) and a.requires_grad for a in args):
-        return args
     declared = solver.differentiable or ()
     kept = list(args)
     for index, arg in enumerate(args):
@@ -164,6 +165,9 @@ def _has_tangent(value: Tensor) -> bool:
     return dual.tangent is not None
 
 
+_TENSOR = object()  # stands among the constants of a call where a tensor is
+
+
 class _Linearization(torch.autograd.Function):
     """The node that forward records: y, and the way back to x and the args.
 
@@ -174,24 +178,28 @@ class _Linearization(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
         arguments = [_argument(arg) for arg in args]
+        ticket = None
         if solver.keeps_pullback:
             y, pullback = solver.linearize(_array(x), *arguments)
             ticket = _ticket_for(pullback)
             del pullback  # or it would be another holder of y
         else:
             y = solver.forward(_array(x), *arguments)
-            ticket = None
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        ctx.save_for_backward(x, ticket, *tensors)
         ctx.solver = solver
-        ctx.constants = [None if isinstance(a, Tensor) else v for a, v in zip(args, arguments)]  # noqa: B905 - equal by construction, and hot
-        ctx.is_tensor = [isinstance(a, Tensor) for a in args]
-        ctx.save_for_backward(x, ticket, *[a for a in args if isinstance(a, Tensor)])
+        ctx.constants = None
+        if len(tensors) < len(args):
+            is_tensor = [isinstance(arg, Tensor) for arg in args]
+            ctx.constants = [_TENSOR if t else a for t, a in zip(is_tensor, arguments, strict=True)]
         return _adopted(y, x)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        x, ticket, *tensors = ctx.saved_tensors  # raises if any was changed in place, or freed
-        waiting = iter(tensors)
-        args = [next(waiting) if t else c for t, c in zip(ctx.is_tensor, ctx.constants)]  # noqa: B905 - as above
+        x, ticket, *args = ctx.saved_tensors  # raises if any was changed in place, or freed
+        if ctx.constants is not None:
+            tensors = iter(args)
+            args = [next(tensors) if c is _TENSOR else c for c in ctx.constants]
         needed = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # create_graph=True
             return None, *_Cotangents.apply(ctx.solver, ticket, needed, g, x, *args)  # type: ignore[no-untyped-call]
@@ -233,16 +241,15 @@ def _cotangents(
     args: list[Any],
 ) -> tuple[Tensor | None, ...]:
     """Return the cotangents of ``(x, *args)``, None for those not `needed`."""
-    pullback = _kept_pullback(ticket)
+    pullback = None if ticket is None else _kept_pullback(ticket)
     if pullback is None:
         pullback = _made_anew(solver, x, args)
     arrays: list[Any] = list(pullback(_array(g)))
-    found: list[Tensor | None] = [None] * len(needed)
-    for index, like in enumerate((x, *args)):
-        if needed[index]:
-            array = arrays[index]
-            arrays[index] = None  # so that `array` alone holds it
-            found[index] = _adopted(array, like)
+    arrays.reverse()
+    found = []
+    for is_needed, like in zip(needed, (x, *args), strict=True):
+        array = arrays.pop() if arrays else None  # `array` alone holds it
+        found.append(_adopted(array, like) if is_needed else None)
     return tuple(found)
 
 
@@ -278,8 +285,8 @@ def _ticket_for(pullback: Pullback) -> Tensor:
     return ticket
 
 
-def _kept_pullback(ticket: Tensor | None) -> Pullback | None:
-    carrier = None if ticket is None else _carriers.get(ticket.data_ptr())
+def _kept_pullback(ticket: Tensor) -> Pullback | None:
+    carrier = _carriers.get(ticket.data_ptr())
     return None if carrier is None else carrier.pullback
 
 
@@ -300,7 +307,7 @@ def _argument(value: Any) -> Any:
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
-def _adopted(array: AnyArray, like: Tensor) -> Tensor:
+def _adopted(array: Any, like: Tensor) -> Tensor:
     """Return `array` as a tensor of the dtype and device of `like`.
 
     The caller's own variable must be the only reference to `array` besides those to be found out.

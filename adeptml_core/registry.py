@@ -371,7 +371,7 @@ def is_met(line: str, known: Mapping[str, str] | None = None) -> bool:
 _VERSION = r"\d+(?:\.\d+)*"
 _CLAUSE = rf"(>=|<=|==|!=|<|>)\s*({_VERSION})"
 _SIMPLE = rf"[A-Za-z0-9][A-Za-z0-9._-]*\s*(?:{_CLAUSE}\s*(?:,\s*{_CLAUSE}\s*)*)?"
-_COMPARISONS: Mapping[str, Callable[[object, object], bool]] = {
+_COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
     "==": operator.eq,

@@ -55,11 +55,11 @@ def unpacked(batch: object, loader: str) -> Batch:
         raise ConfigError(f"{loader} yielded {_described(x)} for x; it must be a tensor")
     if not isinstance(y, Tensor | tuple | list | Mapping):
         raise ConfigError(f"{loader} yielded {_described(y)} for y; it must be a tensor")
-    return Batch(x, y, as_phy_args(rest, loader))
+    return Batch(x, y, as_phy_args(rest, loader) or None)
 
 
 def as_phy_args(args: Any, where: str) -> PhysicsArgs:
-    """Return what follows y as ``phy_args``: one mapping, a list, or None where nothing follows."""
+    """Return what follows y as ``phy_args``: a mapping that stands alone, or a list."""
     if args is None or isinstance(args, Mapping):
         return args
     if not isinstance(args, list | tuple):
@@ -71,7 +71,7 @@ def as_phy_args(args: Any, where: str) -> PhysicsArgs:
             f"{where}: {len(args)} items after y, and one of them is a dict; a dict stands alone, "
             "{model: args}"
         )
-    return list(args) or None
+    return list(args)
 
 
 def _described(value: object) -> str:

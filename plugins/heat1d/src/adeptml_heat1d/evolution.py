@@ -45,7 +45,6 @@ batch of 1 is shared by all samples. Which of the axes is contiguous, the sweep 
 """
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import Protocol
 
 import numpy as np
@@ -73,13 +72,12 @@ class Evolution(Protocol):
 
     Attributes
     ----------
-    T : ndarray, shape (n, batch), float64, K
-        Temperature at time t.
+    temperature : ndarray, shape (n, batch), float64, K
+        At time t.
     """
 
     @property
-    def T(self) -> Field:  # noqa: D102 - above
-        ...
+    def temperature(self) -> Field: ...  # noqa: D102 - above
 
     def pullback(self, g: Field) -> Gradients:
         """Return the cotangents of (T0, k, q, T_ext), each for every sample.
@@ -87,7 +85,7 @@ class Evolution(Protocol):
         Parameters
         ----------
         g : ndarray, shape (n, batch), float64
-            Cotangent of T.
+            Cotangent of the temperature.
 
         Returns
         -------
@@ -120,7 +118,7 @@ def evolve(rod: Rod, T0: Field, k: Field, q: Field, T_ext: Field) -> Evolution:
     """
     batch = np.broadcast_shapes(*(field.shape[1:] for field in (T0, k, q, T_ext)))[0]
     if rod.t == 0:
-        return _Unchanged(T=np.broadcast_to(T0, (len(T0), batch)))
+        return _Unchanged(temperature=np.broadcast_to(T0, (len(T0), batch)))
     spoilt = _spoilt_samples(batch, T0, q, T_ext)
     T0, q, T_ext = (_without(spoilt, field) for field in (T0, q, T_ext))
 
@@ -131,16 +129,15 @@ def evolve(rod: Rod, T0: Field, k: Field, q: Field, T_ext: Field) -> Evolution:
     b = np.empty((len(T0), len(z), batch), dtype=np.complex128, order=sweep.order)
     np.multiply((s / z)[:, None], source(q, T_ext, G, rod)[:, None, :], out=b)
     b += T0[:, None, :]
-    u = sweep.solve(b)
-    u[..., spoilt] = np.nan
-    return _Evolved(rod=rod, k=k, T_ext=T_ext, G=G, sweep=sweep, u=u, T=_sum(-2 * c, u))
+    u = _solve(sweep, b, spoilt)
+    return _Evolved(rod=rod, k=k, T_ext=T_ext, G=G, sweep=sweep, u=u, temperature=_sum(-2 * c, u))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Unchanged:
     """The evolution over no time at all, where the formulas hold, but only to rounding."""
 
-    T: Field
+    temperature: Field
 
     def pullback(self, g: Field) -> Gradients:
         return g, np.zeros_like(g), np.zeros_like(g), np.zeros((2, g.shape[1]))
@@ -161,7 +158,7 @@ class _Evolved:
         Factors of ``sK + z_j``.
     u : ndarray, shape (n, poles, batch), complex128
         Solutions u_j.
-    T : ndarray, shape (n, batch), float64, K
+    temperature : ndarray, shape (n, batch), float64, K
     """
 
     rod: Rod
@@ -170,7 +167,7 @@ class _Evolved:
     G: Field
     sweep: Sweep
     u: Complex
-    T: Field
+    temperature: Field
 
     def pullback(self, g: Field) -> Gradients:
         z, c = exponential_poles(self.rod.poles)
@@ -187,9 +184,7 @@ class _Evolved:
         spoilt = _spoilt_samples(g.shape[1], g)
         b = np.empty_like(self.u, order=self.sweep.order)
         b[...] = _without(spoilt, g)[:, None, :]
-        a = self.sweep.solve(b)
-        a[..., spoilt] = np.nan
-        return a
+        return _solve(self.sweep, b, spoilt)
 
 
 def _scaled_time(rod: Rod, n: int) -> float:
@@ -213,9 +208,22 @@ def _drops(u: Complex, beyond: Complex | Field) -> Complex:
 
 def _spoilt_samples(batch: int, *fields: Field) -> NDArray[np.bool_]:
     """Return which samples, shape (batch,), hold something that is not finite."""
-    bad = (~np.isfinite(field).all(axis=0) for field in fields)
-    return np.broadcast_to(reduce(np.logical_or, bad), batch)
+    spoilt = np.zeros(batch, dtype=np.bool_)
+    for field in fields:
+        finite = np.isfinite(field)
+        if not finite.all():
+            spoilt |= ~finite.all(axis=0)
+    return spoilt
 
 
-def _without(spoilt, field):
+def _without(spoilt: NDArray[np.bool_], field: Field) -> Field:
+    """Return the field with zeros for the spoilt samples: what they hold must not reach a sum."""
     return np.where(spoilt, 0.0, field) if spoilt.any() else field
+
+
+def _solve(sweep: Sweep, b: Complex, spoilt: NDArray[np.bool_]) -> Complex:
+    """Solve, and mark the spoilt samples."""
+    u = sweep.solve(b)
+    if spoilt.any():
+        u[..., spoilt] = np.nan
+    return u

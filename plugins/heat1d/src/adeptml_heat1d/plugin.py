@@ -1,4 +1,4 @@
-"""What adeptml reads to list the solvers: data only, so that listing needs no numpy and no scipy."""
+"""What adeptml reads to list the solvers: data only, so that listing stays quick."""
 
 from adeptml_core.plugin import Array, Option, SolverSpec, hookimpl
 

@@ -62,7 +62,9 @@ class Options(TypedDict, total=False):
 
 POSITIVE = "must be positive and finite"
 FILM = "must not be negative; 0 insulates, inf sets the temperature"
-TIME = "must be finite and not negative; heat runs in one direction, and some rods have no end state"
+TIME = (
+    "must be finite and not negative; heat runs in one direction, and some rods have no end state"
+)
 
 
 def _require(condition: bool, name: str, value: float, unit: str, rule: str) -> None:
@@ -146,8 +148,8 @@ def conductances_pullback(grad: Field, k: Field, G: Field, rod: Rod) -> Field:
 
     .. math::  \frac{dG_f}{dk_i} = -G_f^2 \, \frac{dr_i}{dk_i} = \frac{2}{dx} (G_f r_i)^2
 
-    for both faces of the cell i, that is f = i and f = i + 1. The bracket is the cell's share of the
-    resistance of the face, a number between 0 and 1.
+    for both faces of the cell i, that is f = i and f = i + 1. The bracket is the cell's share of
+    the resistance of the face, a number between 0 and 1.
 
     Parameters
     ----------

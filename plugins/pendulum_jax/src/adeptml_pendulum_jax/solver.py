@@ -31,9 +31,7 @@ except ModuleNotFoundError as missing:
         name="jax",
     ) from missing
 
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from adeptml_core.errors import SampleError
@@ -169,7 +167,7 @@ def example(
 
 @partial(jax.jit, static_argnames=("steps", "substeps"))
 def _linearized(
-    x: jax.Array, params: jax.Array, dt: ArrayLike, *, steps: int, substeps: int
+    x: jax.Array, params: jax.Array, dt: jax.Array, *, steps: int, substeps: int
 ) -> tuple[jax.Array, Callable[..., Any], jax.Array]:
     """Return y, its pullback as a pytree, and the estimated error."""
     model = partial(trajectory, dt=dt, steps=steps, substeps=substeps)
@@ -184,7 +182,7 @@ def _transposed(transpose: Callable[..., Any], grad_output: jax.Array) -> tuple[
 
 @partial(jax.jit, static_argnames=("steps", "substeps"))
 def _pushed(
-    x: jax.Array, dx: jax.Array, params: jax.Array, dt: ArrayLike, *, steps: int, substeps: int
+    x: jax.Array, dx: jax.Array, params: jax.Array, dt: jax.Array, *, steps: int, substeps: int
 ) -> tuple[jax.Array, jax.Array]:
     """Return dy along dx, and the estimated error of y."""
     model = partial(trajectory, params=params, dt=dt, steps=steps, substeps=substeps)
@@ -195,18 +193,18 @@ def _pushed(
 # ---- the way in and the way out ----------------------------------------------------------------
 
 
-def _padded(array: Floats, *, repeat: bool = True) -> jax.Array:
-    """Copy to JAX in float64, the batch padded to a power of two; shared params stay as they are.
+def _padded(array: Floats, *, repeat: bool = True) -> NDArray[np.float64]:
+    """Copy in float64, the batch padded to a power of two; shared params stay as they are.
 
-    The rows added repeat row 0, or, with ``repeat=False``, are 0. NumPy makes the copy: ``jnp.array``
-    would compile a program for it, one for each shape.
+    The rows added repeat row 0, or, with ``repeat=False``, are 0. The copy is NumPy's, which nobody
+    else holds: JAX is welcome to its memory. ``jnp.array`` would compile a program for each shape.
     """
     rows = len(array)
     size = 1 << (rows - 1).bit_length() if array.ndim > 1 else rows
     private = np.empty((size, *array.shape[1:]))
     private[:rows] = array
     private[rows:] = array[0] if repeat else 0.0
-    return jnp.asarray(private)
+    return private
 
 
 def _numpy(array: jax.Array, dtype: np.dtype[Any], rows: int | None) -> Floats:
