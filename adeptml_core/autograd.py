@@ -4,12 +4,13 @@
 
 *Without grad* the solver is called and its result handed over; torch records nothing.
 
-*With grad* one node is recorded. Solvers whose pullback costs nothing to make (vjp, jacobian) make
-it in backward, from the saved x and args. A pullback that forward returned (split mode) must live
-and die as torch's saved tensors do: freed by backward, kept by ``retain_graph``, void when x was
-changed in place. So it rides on one of them, a *ticket*: a 0-d tensor over an array that carries
-the pullback, and is found again by its address. Where the ticket that comes back is another one (a
-hook moved it to disk, say), forward runs again.
+*With grad* one node is recorded. A pullback that costs nothing to make (vjp, jacobian) is let go
+after the first backward, and made anew from the saved x and args if there is a second. One that
+forward returned (split mode) must live and die as torch's saved tensors do: freed by backward, kept
+by ``retain_graph``. So it rides on one of them: on a *ticket*, an empty tensor of which the
+pullback is an attribute. Where another tensor comes back in its place (a hook moved it to disk,
+say), forward runs again. Either way backward first asks for the saved tensors, and torch raises if
+x or an arg was changed in place.
 
 *The backward pass is itself a node.* Asked for a second derivative it refuses, aloud
 (`HigherOrderError`): a pullback that numpy computed is a constant to torch, and torch would go on
@@ -25,7 +26,6 @@ import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -178,16 +178,15 @@ class _Linearization(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
         arguments = [_argument(arg) for arg in args]
+        y, pullback = solver.linearize(_array(x), *arguments)
         ticket = None
         if solver.keeps_pullback:
-            y, pullback = solver.linearize(_array(x), *arguments)
-            ticket = _ticket_for(pullback)
-            del pullback  # or it would be another holder of y
-        else:
-            y = solver.forward(_array(x), *arguments)
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+            ticket = torch.empty(0)
+            ticket.pullback = pullback  # type: ignore[attr-defined]
+        tensors = [arg for arg in args if isinstance(arg, Tensor)] if args else ()
         ctx.save_for_backward(x, ticket, *tensors)
         ctx.solver = solver
+        ctx.pullback = pullback if ticket is None else None
         ctx.constants = None
         if len(tensors) < len(args):
             is_tensor = [isinstance(arg, Tensor) for arg in args]
@@ -200,10 +199,14 @@ class _Linearization(torch.autograd.Function):
         if ctx.constants is not None:
             tensors = iter(args)
             args = [next(tensors) if c is _TENSOR else c for c in ctx.constants]
+        pullback = ctx.pullback if ticket is None else getattr(ticket, "pullback", None)
+        ctx.pullback = None  # torch frees what it saved; so do we, and a second time costs nothing
+        if pullback is None:
+            pullback = _made_anew(ctx.solver, x, args)
         needed = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # create_graph=True
-            return None, *_Cotangents.apply(ctx.solver, ticket, needed, g, x, *args)  # type: ignore[no-untyped-call]
-        return None, *_cotangents(ctx.solver, ticket, needed, g, x, args)
+            return None, *_Cotangents.apply(ctx.solver, pullback, needed, g, x, *args)  # type: ignore[no-untyped-call]
+        return None, *_cotangents(pullback, needed, g, x, args)
 
 
 class _Cotangents(torch.autograd.Function):
@@ -213,14 +216,14 @@ class _Cotangents(torch.autograd.Function):
     def forward(
         ctx: Any,
         solver: Linearizer,
-        ticket: Tensor | None,
+        pullback: Pullback,
         needed: tuple[bool, ...],
         g: Tensor,
         x: Tensor,
         *args: Any,
     ) -> Any:
         ctx.solver = solver
-        return _cotangents(solver, ticket, needed, g, x, list(args))
+        return _cotangents(pullback, needed, g, x, list(args))
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
@@ -233,17 +236,11 @@ class _Cotangents(torch.autograd.Function):
 
 
 def _cotangents(
-    solver: Linearizer,
-    ticket: Tensor | None,
-    needed: tuple[bool, ...],
-    g: Tensor,
-    x: Tensor,
-    args: list[Any],
+    pullback: Pullback, needed: tuple[bool, ...], g: Tensor, x: Tensor, args: list[Any]
 ) -> tuple[Tensor | None, ...]:
     """Return the cotangents of ``(x, *args)``, None for those not `needed`."""
-    pullback = None if ticket is None else _kept_pullback(ticket)
-    if pullback is None:
-        pullback = _made_anew(solver, x, args)
+    if not args:
+        return (_adopted(pullback(_array(g))[0], x),)
     arrays: list[Any] = list(pullback(_array(g)))
     arrays.reverse()
     found = []
@@ -264,40 +261,16 @@ def _made_anew(solver: Linearizer, x: Tensor, args: list[Any]) -> Pullback:
     return solver.pullback_at(_array(x), *[_argument(arg) for arg in args])
 
 
-# ---- where a pullback lives ----------------------------------------------------------------------
-
-
-class _Carrier(np.ndarray):
-    """A 0-d array that carries a pullback for as long as a tensor over it is alive."""
-
-    pullback: Pullback
-
-
-_carriers: WeakValueDictionary[int, _Carrier] = WeakValueDictionary()
-
-
-def _ticket_for(pullback: Pullback) -> Tensor:
-    """Return a tensor whose lifetime is that of `pullback`; an address names it, until it dies."""
-    carrier = _Carrier((), np.int64)
-    carrier.pullback = pullback
-    ticket = torch.from_numpy(carrier)
-    _carriers[ticket.data_ptr()] = carrier
-    return ticket
-
-
-def _kept_pullback(ticket: Tensor) -> Pullback | None:
-    carrier = _carriers.get(ticket.data_ptr())
-    return None if carrier is None else carrier.pullback
-
-
 # ---- tensors and arrays --------------------------------------------------------------------------
 
 
 def _array(tensor: Tensor) -> AnyArray:
-    """Return the values on the CPU, without a copy where they are there; bfloat16 as float32."""
+    """Return the values, read-only; no copy where they are on the CPU; bfloat16 as float32."""
     if tensor.dtype is torch.bfloat16:
         tensor = tensor.float()
-    return tensor.numpy(force=True)
+    array = tensor.numpy(force=True)
+    array.setflags(write=False)  # this view; the tensor stays as it is
+    return array
 
 
 def _argument(value: Any) -> Any:

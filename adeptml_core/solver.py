@@ -98,19 +98,29 @@ class _Plan:
 
     y: Shape
     inputs: tuple[Shape, ...]  # x and the args, as the solver sees them
-    spread: tuple[int, ...]  # args that core repeats for each sample (batched=True, given shared)
+    spread: tuple[int, ...]  # inputs that core repeats for each sample (batched=True, shared)
     sizes: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
 class _Point:
-    """Where a solver is linearised: guarded inputs, their plan, the dtypes in and outside."""
+    """Where a solver is linearised: guarded inputs ``(x, *args)``, the dtypes inside and outside.
 
-    x: AnyArray
-    args: list[AnyArray]
-    plan: _Plan
-    dtype: np.dtype[Any]
-    given: np.dtype[Any]
+    Made at every call, hence no dataclass: a frozen one costs four times as much.
+    """
+
+    __slots__ = ("dtype", "given", "inputs", "plan")
+
+    def __init__(
+        self,
+        inputs: tuple[AnyArray, ...],
+        plan: _Plan,
+        dtype: np.dtype[Any],
+        given: np.dtype[Any],
+    ) -> None:
+        self.inputs = inputs
+        self.plan = plan
+        self.dtype = dtype
+        self.given = given
 
 
 class Solver:
@@ -166,6 +176,10 @@ class Solver:
         self.keeps_pullback = self.mode is Mode.SPLIT_VJP
         self.deterministic = spec.deterministic
         self._dtypes = {np.dtype(name) for name in spec.dtypes}
+        self._inputs = spec.inputs
+        self._wanted = spec.differentiable
+        self._padding = (None,) * len(spec.args)
+        self._is_plain = not any(spec.differentiable[1:])  # derivatives need no tuple
         self._plans: dict[tuple[Shape, ...], _Plan] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
 
@@ -240,15 +254,14 @@ class Solver:
     # -- the way in --
 
     def _point(self, x: AnyArray, given: tuple[Any, ...]) -> _Point:
-        args = [np.asarray(arg) for arg in given]
-        shapes = (x.shape, *[arg.shape for arg in args])
+        inputs = (x, *[np.asarray(arg) for arg in given]) if given else (x,)
+        shapes = tuple([value.shape for value in inputs])
         plan = self._plans.get(shapes) or self._planned(shapes)
         dtype = x.dtype if x.dtype in self._dtypes else self._working_dtype(x.dtype)
-        for index, (array, arg) in enumerate(zip(self.spec.args, args, strict=True)):
-            args[index] = self._admitted(array, arg, dtype)
+        admitted = [self._admitted(*pair, dtype) for pair in zip(self._inputs, inputs)]  # noqa: B905 - the plan has counted them
         for index in plan.spread:
-            args[index] = _frozen(np.broadcast_to(args[index], plan.inputs[index + 1]))
-        return _Point(self._admitted(self.spec.x, x, dtype), args, plan, dtype, x.dtype)
+            admitted[index] = _frozen(np.broadcast_to(admitted[index], plan.inputs[index]))
+        return _Point(tuple(admitted), plan, dtype, x.dtype)
 
     def _working_dtype(self, given: np.dtype[Any]) -> np.dtype[Any]:
         """Return the declared dtype to compute in, for an x of dtype `given`."""
@@ -380,7 +393,7 @@ class Solver:
         options: Mapping[str, Any],
     ) -> Any:
         if self.spec.writable_inputs:
-            arrays = tuple(array.copy() for array in arrays)
+            arrays = tuple([array.copy() for array in arrays])
         try:
             if self.spec.thread_safe:
                 return function(*arrays, **options)
@@ -398,9 +411,7 @@ class Solver:
             raise
 
     def _run_forward(self, point: _Point) -> tuple[Any, Callable[..., Any] | None]:
-        result = self._call(
-            "forward", self.function("forward"), (point.x, *point.args), self.options
-        )
+        result = self._call("forward", self.function("forward"), point.inputs, self.options)
         is_pair = isinstance(result, tuple | list)
         if self.mode is not Mode.SPLIT_VJP:
             if is_pair:
@@ -415,7 +426,7 @@ class Solver:
     # -- the way out --
 
     def _returned_y(self, y: Any, point: _Point) -> AnyArray:
-        y = self._real("forward", "y", y, point.dtype)
+        y = self._real("forward", self.spec.y.name, y, point.dtype)
         if y.shape != point.plan.y:
             expected = self._spelt(point.plan.y, self.spec.y.shape)
             hint = "One row of y for each row of x." if y.shape[:1] != point.plan.y[:1] else ""
@@ -429,17 +440,16 @@ class Solver:
 
     def _guarded(self, point: _Point, split: Callable[..., Any] | None) -> Pullback:
         """Return the pullback at `point`, checked; `split` is what forward gave in split mode."""
-        arrays = (point.x, *point.args)
 
         def pullback(g: AnyArray) -> tuple[AnyArray | None, ...]:
             g = self._cotangent_of_y(g, point)
             if split is not None:
                 return self._cotangents("pullback", self._call("pullback", split, (g,), {}), point)
             if self.mode is Mode.VJP:
-                inputs = (point.x, g, *point.args)
-                result = self._call("vjp", self.function("vjp"), inputs, self.options)
+                x, *args = point.inputs
+                result = self._call("vjp", self.function("vjp"), (x, g, *args), self.options)
                 return self._cotangents("vjp", result, point)
-            result = self._call("jacobian", self.function("jacobian"), arrays, self.options)
+            result = self._call("jacobian", self.function("jacobian"), point.inputs, self.options)
             return self._contracted(result, g, point)
 
         return pullback
@@ -467,18 +477,17 @@ class Solver:
         """Return the shapes in which x and the args were given."""
         shapes = list(point.plan.inputs)
         for index in point.plan.spread:
-            shapes[index + 1] = shapes[index + 1][1:]
+            shapes[index] = shapes[index][1:]
         return shapes
 
     def _entries(self, role: str, result: Any) -> tuple[Any, ...]:
         """Return what a derivative function gave as ``(dx, *dargs)``."""
-        count = 1 + len(self.spec.args)
+        count = len(self._inputs)
         if isinstance(result, tuple | list):
-            plain = not any(self.spec.differentiable[1:])
-            if len(result) == count or (plain and len(result) == 1):
+            if len(result) == count or (self._is_plain and len(result) == 1):
                 return tuple(result)
             got = f"returned {len(result)} entries"
-        elif not any(self.spec.differentiable[1:]):
+        elif self._is_plain:
             return (result,)
         else:
             got = f"returned a single {type(result).__name__}"
@@ -493,18 +502,21 @@ class Solver:
 
     def _cotangents(self, role: str, result: Any, point: _Point) -> tuple[AnyArray | None, ...]:
         entries = self._entries(role, result)
-        spread = {index + 1 for index in point.plan.spread}
-        checked: list[AnyArray | None] = []
-        for index, (array, entry) in enumerate(zip(self.spec.inputs, entries, strict=False)):
-            if not self.spec.differentiable[index]:
-                checked.append(None)
-                continue
-            value = self._real(role, f"the cotangent of {array.name}", entry, point.dtype)
-            if value.shape != point.plan.inputs[index]:
-                self._wrong_cotangent(role, index, value.shape, point)
-            checked.append(self._given_back(value.sum(0) if index in spread else value, point))
-        checked.extend([None] * (len(self.spec.inputs) - len(checked)))
+        if len(entries) == 1:  # x alone, the hot case
+            return (self._cotangent(role, 0, entries[0], point), *self._padding)
+        checked: list[AnyArray | None] = [None] * len(self._inputs)
+        for index, entry in enumerate(entries):
+            if self._wanted[index]:
+                checked[index] = self._cotangent(role, index, entry, point)
         return tuple(checked)
+
+    def _cotangent(self, role: str, index: int, entry: Any, point: _Point) -> AnyArray:
+        value = self._real(role, self._inputs[index].name, entry, point.dtype)
+        if value.shape != point.plan.inputs[index]:
+            self._wrong_cotangent(role, index, value.shape, point)
+        if index in point.plan.spread:
+            value = value.sum(0)
+        return self._given_back(value, point)
 
     def _given_back(self, value: AnyArray, point: _Point) -> AnyArray:
         if point.given == point.dtype:
@@ -531,7 +543,6 @@ class Solver:
         """Contract g with the Jacobians: ``dx[b] = sum_y g[b, y] J[b, y, :]``; sum if shared."""
         entries = self._entries("jacobian", result)
         flat = g.reshape(len(g), 1, -1)
-        spread = {index + 1 for index in point.plan.spread}
         cotangents: list[AnyArray | None] = [None] * len(self.spec.inputs)
         for index, (array, entry) in enumerate(zip(self.spec.inputs, entries, strict=False)):
             if not self.spec.differentiable[index]:
@@ -541,12 +552,12 @@ class Solver:
             jacobian = self._jacobian_of(array, entry, core, point)
             rows = np.matmul(flat, jacobian.reshape(len(g), flat.shape[2], -1))
             rows = rows.reshape(len(g), *core)
-            shared = len(own) == len(core) or index in spread
+            shared = len(own) == len(core) or index in point.plan.spread
             cotangents[index] = self._given_back(rows.sum(0) if shared else rows, point)
         return tuple(cotangents)
 
     def _jacobian_of(self, array: Array, entry: Any, core: Shape, point: _Point) -> AnyArray:
-        jacobian = self._real("jacobian", f"the Jacobian in {array.name}", entry, point.dtype)
+        jacobian = self._real("jacobian", f"d{self.spec.y.name}/d{array.name}", entry, point.dtype)
         expected = (*point.plan.y, *core)
         if jacobian.shape != expected:
             spelt = self._spelt(expected, (*self.spec.y.shape, *array.shape))
@@ -565,8 +576,8 @@ class Solver:
     def _real(self, role: str, what: str, value: Any, dtype: np.dtype[Any]) -> AnyArray:
         """Return `value` as an array, refused unless it has the dtype `dtype`."""
         if value is None:
-            self._broken(role, f"returned None for {what}", dtype, None)
-        array = np.asarray(value)
+            self._broken(role, f"returned None for {what}, expected an array", dtype, None)
+        array = value if type(value) is np.ndarray else np.asarray(value)
         if array.dtype != dtype:
             hint = ""
             if array.dtype.kind == "c":
@@ -646,7 +657,7 @@ class _Planner:
         batch = x[0]
         self._bind(self.spec.x, x, x[1:])
         inputs, spread = [x], []
-        for index, (array, shape) in enumerate(zip(self.spec.args, args, strict=True)):
+        for index, (array, shape) in enumerate(zip(self.spec.args, args, strict=True), start=1):
             per_sample = self._is_per_sample(array, shape, batch)
             core = shape[1:] if per_sample else shape
             self._bind(array, shape, core)
@@ -913,11 +924,13 @@ def _lock(distribution: str) -> threading.RLock:
 
 def _frozen(array: AnyArray) -> AnyArray:
     """Return a C-contiguous, read-only view (or copy, where it must) of `array`."""
-    if not array.flags.c_contiguous:
+    flags = array.flags
+    if not flags.c_contiguous:
         array = np.asarray(array, order="C")  # not ascontiguousarray, which makes 0-d 1-d
-    if array.flags.writeable:
-        array = array.view()
-        array.flags.writeable = False
+    elif not flags.writeable:
+        return array
+    array = array.view()
+    array.setflags(write=False)
     return array
 
 
