@@ -528,10 +528,11 @@ class Solver:
         per_sample = len(expected) > len(array.shape)
         spelt = self._spelt(expected, array.shape, per_sample=per_sample)
         hint = f"It must return the cotangent of {array.name}"
-        if got == point.plan.y:
-            hint += f" {self._sized(array)}, not of {self.spec.y.name} {self._sized(self.spec.y)}"
-        elif not per_sample and got == (point.plan.y[0], *expected):
+        if not per_sample and got == (point.plan.y[0], *expected):
             hint += ", summed over the batch: the arg is shared"
+        elif got == point.plan.y:
+            x, y = self._sized(array, expected), self._sized(self.spec.y, got)
+            hint += f" ({x}), not of {self.spec.y.name} ({y})"
         self._broken(
             role,
             f"returned shape {got} for {array.name}, expected {spelt}. {hint}.",
@@ -598,8 +599,13 @@ class Solver:
         symbols = ", ".join(["batch", *names] if per_sample else names)
         return f"{shape} = ({symbols})" if symbols != ", ".join(map(str, shape)) else str(shape)
 
-    def _sized(self, array: Array) -> str:
-        return f"[{', '.join(map(str, array.shape))}]"
+    def _sized(self, array: Array, shape: Shape) -> str:
+        """Return ``"n = 4"``: the sizes of the core, which comes last."""
+        core = shape[len(shape) - len(array.shape) :]
+        return ", ".join(
+            f"{size} = {got}" if isinstance(size, str) else str(size)
+            for size, got in zip(array.shape, core, strict=True)
+        )
 
     def _broken(
         self, role: str, message: str, expected: object = None, got: object = None
