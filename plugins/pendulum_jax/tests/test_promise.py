@@ -23,8 +23,8 @@ def from_bounds(batch):
 
 
 def test_within_the_bounds_results_are_finite_and_as_exact_as_promised():
-    """Of 1024 draws none is refused; four times as many substeps change them by 1e-8 at most."""
-    x, params = from_bounds(1024)
+    """Of 256 draws none is refused; four times as many substeps change them by 1e-8 at most."""
+    x, params = from_bounds(256)
     y, pullback = forward(x, params, **OPTIONS)
     dx, dparams = pullback(np.ones_like(y))
     assert np.isfinite(y).all()
@@ -36,7 +36,7 @@ def test_within_the_bounds_results_are_finite_and_as_exact_as_promised():
 
 def test_within_the_bounds_little_is_amplified():
     """No derivative in the initial state is beyond the 7e3 of an upright pendulum of 0.5 m."""
-    x, params = from_bounds(1024)
+    x, params = from_bounds(256)
     tangents = [jvp(x, np.broadcast_to(e, x.shape), params, **OPTIONS) for e in np.eye(2)]
     assert max(np.abs(tangent).max() for tangent in tangents) < 1e4
 
@@ -90,24 +90,25 @@ def test_a_state_that_is_not_finite_is_refused(value):
     assert raised.value.row == 2
 
 
-@pytest.mark.parametrize("function", ["forward", "jvp"])
-def test_a_step_that_is_too_long_is_refused_and_the_mend_works(function):
+def test_a_step_that_is_too_long_is_refused_and_the_mend_works():
     """A 2 mm pendulum does not fit steps of 25 ms: the error says how many substeps it takes."""
-    x, params = example(np.random.default_rng(0), 5)
-    params[1, 0] = 2e-3
-    call = forward if function == "forward" else lambda x, *rest, **o: jvp(x, x, *rest, **o)
-    with pytest.raises(SampleError, match="25 s is too long") as raised:
-        call(x, params, dt=0.05, steps=10, substeps=2)
-    assert raised.value.row == 1
-    assert "0.002 m" in raised.value.reason
-    wanted = int(raised.value.reason.split("substeps = ")[-1].split()[0])
-    call(x, params, dt=0.05, steps=10, substeps=wanted + 5)
-
-
-def test_a_trajectory_that_overflows_is_refused():
-    """Damping far beyond the method's stability blows up; NaN counts as too long a step."""
     x, params = example(np.random.default_rng(0), 2)
-    params[1, 1] = 1e9
+    params[1, 0] = 2e-3
+    for function in (forward, lambda x, *rest, **options: jvp(x, x, *rest, **options)):
+        with pytest.raises(SampleError, match="25 s is too long") as raised:
+            function(x, params, **OPTIONS)
+        assert raised.value.row == 1
+        assert "0.002 m" in raised.value.reason
+    wanted = int(raised.value.reason.split("substeps = ")[-1].split()[0])
+    assert wanted > 2
+    forward(x, params, **OPTIONS | {"substeps": wanted + 4})
+
+
+@pytest.mark.parametrize("c", [1e3, 1e6, 1e9, 1e300])
+def test_a_trajectory_that_overflows_is_refused(c):
+    """Damping beyond the method's stability blows up, to infinity and NaN; both are refused."""
+    x, params = example(np.random.default_rng(0), 2)
+    params[1, 1] = c
     with pytest.raises(SampleError, match="Set substeps = 20 or more") as raised:
         forward(x, params, **OPTIONS)
     assert raised.value.row == 1

@@ -97,7 +97,8 @@ def forward(
     ((1, 2), (4,))
     """
     _require_physical(x, params)
-    batch, shared = len(x), params.ndim == 1
+    batch, dtype = len(x), x.dtype
+    rows = None if params.ndim == 1 else batch
     with jax.enable_x64(True):
         inputs = _padded(x), _padded(params)
         y, transpose, error = _linearized(*inputs, dt, steps=steps, substeps=substeps)
@@ -106,10 +107,9 @@ def forward(
     def pullback(grad_output: Floats) -> tuple[Floats, Floats]:
         with jax.enable_x64(True):
             dx, dparams = _transposed(transpose, _padded(grad_output, repeat=False))
-        rows = None if shared else batch
-        return _numpy(dx, x.dtype, batch), _numpy(dparams, x.dtype, rows)
+        return _numpy(dx, dtype, batch), _numpy(dparams, dtype, rows)
 
-    return _numpy(y, x.dtype, batch), pullback
+    return _numpy(y, dtype, batch), pullback
 
 
 def jvp(x: Floats, dx: Floats, params: Floats, *, dt: float, steps: int, substeps: int) -> Floats:
@@ -177,6 +177,7 @@ def _linearized(
 
 @jax.jit
 def _transposed(transpose: Callable[..., Any], grad_output: jax.Array) -> tuple[jax.Array, ...]:
+    """Return the cotangents of x and params."""
     return tuple(transpose(grad_output))
 
 
@@ -229,7 +230,7 @@ def _require_resolved(
     error: NDArray[np.float64], x: Floats, params: Floats, dt: float, substeps: int
 ) -> None:
     """Refuse the sample that the step suits least, if it is too long for it."""
-    error = np.nan_to_num(error, nan=np.inf)
+    error = np.where(np.isnan(error), np.inf, error)
     row = int(np.argmax(error))
     if error[row] <= ERROR_LIMIT:
         return
@@ -243,10 +244,12 @@ def _require_resolved(
 
 
 def _wanted(error: float, substeps: int) -> int:
-    """Return how many substeps would bring `error` down to the limit, as far as it tells."""
-    if not np.isfinite(error):
-        return 10 * substeps
-    return int(np.ceil(substeps * (error / ERROR_LIMIT) ** (1 / ESTIMATE_ORDER)))
+    """Return how many substeps would bring `error` down to the limit.
+
+    Ten times as many at most: an error beyond 10 rad tells no more than that nothing was resolved.
+    """
+    factor = min((error / ERROR_LIMIT) ** (1 / ESTIMATE_ORDER), 10.0)
+    return int(np.ceil(substeps * factor))
 
 
 def _refuse(bad: Any, reason: Callable[[int], str]) -> None:
