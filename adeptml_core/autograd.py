@@ -181,7 +181,7 @@ class _Linearization(torch.autograd.Function):
         y, pullback = solver.linearize(_array(x), *arguments)
         ticket = None
         if solver.keeps_pullback:
-            ticket = torch.empty(0)
+            ticket = Tensor()  # empty; the cheapest there is
             ticket.pullback = pullback  # type: ignore[attr-defined]
         tensors = [arg for arg in args if isinstance(arg, Tensor)] if args else ()
         ctx.save_for_backward(x, ticket, *tensors)
