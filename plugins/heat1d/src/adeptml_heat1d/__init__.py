@@ -12,7 +12,7 @@ heat1d-propagator     jacobian  T0              `adeptml_heat1d.propagator`
 ===================== ========= ============== =============================================
 
 To learn how it works, read in this order: `rod` (space), `poles` (time), `tridiagonal` (the linear
-algebra), `evolution` (all three put together, and the adjoint).
+algebra), `evolution` (all three put together, and the adjoint), `rows` (the contract's side).
 """
 
 __version__ = "0.1.0"

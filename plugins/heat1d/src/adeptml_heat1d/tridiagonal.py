@@ -18,11 +18,26 @@ conductor, that costs log10(G / z) digits (six of sixteen at n = 1024); the ladd
 needs no pivoting either: Im z > 0, so Im e_i >= Im z > 0 throughout, and no pivot comes near zero.
 
 **The sweeps** down and up the ladder come in two kinds, because Python pays for each step and
-LAPACK for each number. ``docs/kernels.py`` prints this table; microseconds with one thread on a
-virtual machine (AMD EPYC), 14 poles, for one factorisation and two solves, that is for one forward
-and its pullback:
+LAPACK for each number. Microseconds for one factorisation and two solves (a forward and its
+pullback) of 64 cells with 14 poles, on one thread of a virtual machine (AMD EPYC), as
+``docs/kernels.py`` prints them:
 
-MEASURE
+======= ========== =========== ========== ===========
+        a material for each    one material for all
+------- ---------------------- ----------------------
+samples BlockSweep LadderSweep BlockSweep LadderSweep
+======= ========== =========== ========== ===========
+1       101        244         94         251
+4       142        260         135        250
+8       205        275         185        265
+12      270        283         224        262
+16      333        303         284        262
+32      581        349         469        287
+128     4106       756         1641       481
+1024    24154      6955        13139      3760
+======= ========== =========== ========== ===========
+
+The columns cross near 12 samples, and do so for 16 and for 256 cells too.
 
 Factors are written once, by `factorise`, and only read after; sweeps may run concurrently.
 """
@@ -38,7 +53,7 @@ __all__ = ["BlockSweep", "LadderSweep", "Sweep", "factorise"]
 Real = NDArray[np.float64]
 Complex = NDArray[np.complex128]
 
-NARROW = 64  # poles (of one half plane) times samples up to which LAPACK wins; measured, see above
+NARROW = 80  # poles (of one half plane) times samples up to which LAPACK wins; measured, see above
 
 
 class Sweep(Protocol):
@@ -83,7 +98,7 @@ def factorise(G: Real, z: Complex, batch: int) -> Sweep:
     (2-1j)
     """
     pivots, carries = _ladder(G, z)
-    if len(z) * batch <= NARROW:
+    if 0 < len(z) * batch <= NARROW:  # SciPy's ztbtrs corrupts memory where nothing is to solve
         return BlockSweep(pivots, carries)
     return LadderSweep(pivots, carries, batch)
 
@@ -121,10 +136,10 @@ class LadderSweep:
     order: Literal["C", "F"] = "C"
 
     def __init__(self, pivots: Complex, carries: Complex, batch: int) -> None:
-        copies = batch // pivots.shape[2]
-        inverse_pivots = np.reciprocal(pivots, out=pivots)
-        self.inverse_pivots = inverse_pivots.repeat(copies, axis=2) if copies > 1 else pivots
-        self.carries = carries.repeat(copies, axis=2) if copies > 1 else carries
+        factors = np.reciprocal(pivots, out=pivots), carries
+        if pivots.shape[2] != batch:
+            factors = pivots.repeat(batch, axis=2), carries.repeat(batch, axis=2)
+        self.inverse_pivots, self.carries = factors
 
     def solve(self, b: Complex) -> Complex:
         """Return x, shape (n, poles, batch), in the memory of b."""
