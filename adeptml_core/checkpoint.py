@@ -18,9 +18,9 @@ import io
 import os
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from torch import Tensor, nn
 from adeptml_core import registry
 from adeptml_core._version import __version__
 from adeptml_core.errors import AdeptmlError, ConfigError, PluginError, UnknownSolverError
+
+if TYPE_CHECKING:
+    from adeptml_core.ensemble import HybridModel
 
 __all__ = [
     "UnstorableError",
@@ -71,7 +74,7 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # an interruption too leaves nothing behind
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         kept = "; the one that was there is intact" if path.exists() else ""
@@ -81,7 +84,7 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 
 def _flush_directory(directory: Path) -> None:
-    """Make a rename survive a power cut; where directories cannot be opened (Windows), do nothing."""
+    """Make a rename survive a power cut; Windows, where directories cannot be opened, does so."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -180,18 +183,21 @@ def storable(value: Any, where: str) -> Any:
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, Mapping):
-        kind = type(value) if type(value) in KEPT_MAPPINGS else dict
-        return kind({key: storable(item, f"{where}[{key!r}]") for key, item in value.items()})
+        items = {key: storable(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return KEPT_MAPPINGS.get(type(value), dict)(items)
     if isinstance(value, list | tuple):
-        items = [storable(item, f"{where}[{index}]") for index, item in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
+        listed = [storable(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return listed if isinstance(value, list) else tuple(listed)
     raise UnstorableError(
         f"{where} is {value!r}, of type {type(value).__name__}; a checkpoint holds tensors, "
         "numbers, text, and lists and dicts of these"
     )
 
 
-KEPT_MAPPINGS = (collections.OrderedDict, collections.Counter)
+KEPT_MAPPINGS: dict[type, Callable[..., Any]] = {
+    collections.OrderedDict: collections.OrderedDict,
+    collections.Counter: collections.Counter,
+}
 
 
 # ---- random states -----------------------------------------------------------------------------
@@ -204,7 +210,7 @@ def random_state() -> State:
         "numpy": _numpy_state(),
         "python": random.getstate(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
@@ -241,7 +247,7 @@ def _restore_numpy_state(state: State) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside `DistributedDataParallel` and `torch.compile`, whose names files hold."""
+    """Return the module that `DistributedDataParallel` or `torch.compile` wraps."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
@@ -290,7 +296,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         The model has no config, or a member of bare functions, which a file cannot hold.
     """
     model = unwrapped(model)
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         raise ConfigError(
             f"a {type(model).__name__} has no config to save; for a module of your own write "
@@ -311,7 +317,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def load_model(
     path: str | os.PathLike[str], modules: Mapping[str, nn.Module] | None = None
-) -> nn.Module:
+) -> "HybridModel":
     """Return the hybrid model that `save_model` wrote, on the CPU, in the dtypes it had.
 
     Parameters
@@ -342,7 +348,7 @@ def load_model(
     state = read(Path(path), MODEL_FORMAT, ConfigError)
     for member, origin in state["solvers"].items():
         _check_installed(path, member, origin)
-    model: nn.Module = HybridModel(HybridConfig.from_dict(state["config"], modules=modules))
+    model = HybridModel(HybridConfig.from_dict(state["config"], modules=modules))
     _fill(model, state["weights"], path)
     frozen = set(state["frozen"])
     for name, parameter in model.named_parameters():
@@ -350,9 +356,7 @@ def load_model(
     return model
 
 
-def _check_installed(
-    path: str | os.PathLike[str], member: str, origin: Mapping[str, str]
-) -> None:
+def _check_installed(path: str | os.PathLike[str], member: str, origin: Mapping[str, str]) -> None:
     name, distribution, version = origin["solver"], origin["distribution"], origin["version"]
     try:
         entry = registry.find(name)
@@ -383,7 +387,9 @@ def _fill(model: nn.Module, weights: Mapping[str, Any], path: str | os.PathLike[
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ConfigError(f"{os.fspath(path)}: the weights do not fit the model: {error}") from error
+        raise ConfigError(
+            f"{os.fspath(path)}: the weights do not fit the model: {error}"
+        ) from error
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

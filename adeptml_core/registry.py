@@ -25,6 +25,8 @@ Two environment variables act before anything is imported: ``ADEPTML_PLUGINS`` (
 means none) and ``ADEPTML_DISABLE_PLUGINS``. Both take solver and distribution names.
 """
 
+from __future__ import annotations  # SolverSpec is a name here, not an import: see below
+
 import functools
 import importlib
 import importlib.metadata
@@ -32,15 +34,17 @@ import operator
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from adeptml_core._version import __version__
-from adeptml_core.errors import ApiVersionError, PluginError, UnknownSolverError
-from adeptml_core.spec import SolverSpec, did_you_mean, normalize_name
+from adeptml_core.errors import ApiVersionError, PluginError, SpecError, UnknownSolverError
+from adeptml_core.names import did_you_mean, normalize_name
+
+if TYPE_CHECKING:  # specs and pluggy are loaded with the first plugin, not to list names
+    from adeptml_core.spec import SolverSpec
 
 __all__ = [
     "GROUP",
@@ -55,6 +59,8 @@ __all__ = [
     "is_met",
     "load",
     "missing_requirements",
+    "names",
+    "quoted",
     "requirement_name",
     "scan",
     "select",
@@ -125,8 +131,10 @@ class Problem(NamedTuple):
     traceback: str = ""
 
     @classmethod
-    def of(cls, error: PluginError) -> "Problem":
+    def of(cls, error: PluginError) -> Problem:
         """Return the row for `error`, with the traceback of its cause."""
+        import traceback
+
         cause = error.__cause__
         lines = traceback.format_exception(cause) if cause is not None else []
         return cls(
@@ -207,8 +215,8 @@ def _distributions(
         if GROUP not in (_read(distribution, "entry_points.txt") or ""):
             continue
         metadata = _metadata_of(distribution)
-        if _is_leftover(metadata):
-            problems.append(_leftover(metadata))
+        if why := _why_leftover(metadata):
+            problems.append(_leftover(metadata, why))
         elif not _is_shadowed(metadata, path):
             groups.setdefault(normalize_name(metadata.name), {})[metadata.folder] = metadata
     return groups
@@ -235,20 +243,23 @@ def _metadata_of(distribution: importlib.metadata.Distribution) -> _Metadata:
     return _Metadata(distribution, first.get("Name", ""), first.get("Version", ""), requires)
 
 
-def _is_leftover(metadata: _Metadata) -> bool:
-    """Tell the rest of an interrupted uninstall: no name, or pip's ``~`` before the folder's."""
-    is_put_aside = os.path.basename(metadata.folder).startswith("~")
-    return is_put_aside or not (metadata.name and metadata.version)
+def _why_leftover(metadata: _Metadata) -> str:
+    """Tell the rest of an interrupted uninstall from a distribution; empty for the latter."""
+    if os.path.basename(metadata.folder).startswith("~"):
+        return "pip put it aside and was interrupted"
+    if not (metadata.name and metadata.version):
+        return "its METADATA is missing or cannot be read"
+    return ""
 
 
-def _leftover(metadata: _Metadata) -> Problem:
+def _leftover(metadata: _Metadata, why: str) -> Problem:
     name = metadata.name or os.path.basename(metadata.folder)
     return Problem(
         "P110",
         name,
         metadata.version,
         "",
-        f"leftover metadata of an uninstalled distribution: {metadata.folder}",
+        f"leftover metadata, {why}: {metadata.folder}",
         "delete that folder; if the plugin is wanted, install it again",
     )
 
@@ -273,7 +284,8 @@ def _newest(rivals: Mapping[str, _Metadata], problems: list[Problem]) -> _Metada
             return Version("0"), metadata.folder
 
     *older, newest = sorted(rivals.values(), key=age)
-    problems.extend(map(_leftover, older))
+    why = f"version {newest.version} lies beside it"
+    problems.extend(_leftover(metadata, why) for metadata in older)
     return newest
 
 
@@ -296,6 +308,25 @@ def _unreadable(metadata: _Metadata, error: Exception) -> Problem:
         f"its entry_points.txt cannot be read ({_one_line(error)})",
         f"install it again: pip install --force-reinstall {metadata.name}",
     )
+
+
+def names() -> dict[str, Entry]:
+    """Return what is installed and switched on by a name that selects it; from metadata alone."""
+    return {
+        entry.name if len(claimants) == 1 else entry.qualified: entry
+        for claimants in _claims(entries()).values()
+        for entry in claimants
+    }
+
+
+def _claims(found: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """Group the entry points that are switched on by solver name."""
+    claims: dict[str, list[Entry]] = {}
+    for entry in found:
+        claimants = claims.setdefault(entry.name, [])
+        if not _disabled_by(entry):
+            claimants.append(entry)
+    return claims
 
 
 # ---- switches ----------------------------------------------------------------------------------
@@ -493,11 +524,8 @@ def _check_core_version(entry: Entry) -> None:
     """Raise P108 where the plugin's ``Requires-Dist`` excludes this core."""
     for line in _core_lines(entry):
         if not is_met(line, {CORE: __version__}):
-            raise entry.error(
-                "P108",
-                f"asks for {line!r}, this is {CORE} {__version__}",
-                f"pip install {line!r}, or a {entry.distribution} made for {__version__}",
-            )
+            mend = f"pip install {line!r}, or a version of {entry.distribution} made for this core"
+            raise entry.error("P108", f"asks for {line!r}, this is {CORE} {__version__}", mend)
 
 
 def _import(entry: Entry) -> Target:
@@ -522,7 +550,7 @@ def _reference(entry: Entry) -> tuple[str, list[str]]:
     point = importlib.metadata.EntryPoint(entry.name, entry.module, GROUP)
     try:
         module, attribute = point.module, point.attr or ""
-    except AttributeError:
+    except (AttributeError, AssertionError):  # from Python 3.13 on it is asserted
         module = attribute = ""
     if not all(part.isidentifier() for part in module.split(".")):
         raise _nowhere(entry, "that is no module's import path")
@@ -544,8 +572,12 @@ def _import_problem(entry: Entry, module: str, error: BaseException) -> PluginEr
     return entry.error(
         "P103",
         f"fails at import, {_place_of(error, module)}: {what}",
-        f"mend it there, or switch it off: {DENY}={normalize_name(entry.distribution)}",
+        f"correct that line, or {_do_without(entry)}",
     )
+
+
+def _do_without(entry: Entry) -> str:
+    return f"do without this plugin: {DENY}={normalize_name(entry.distribution)}"
 
 
 def _is_about_core(error: BaseException) -> bool:
@@ -589,13 +621,13 @@ def _cure(entry: Entry, module: str) -> str:
     bears the name, what the plugin declares and is not there will be it.
     """
     named = [li for li in entry.requires if requirement_name(li) == normalize_name(_top(module))]
-    likely = named[:1] or [line for line in entry.requires if not is_met(line)]
+    likely = named[:1] or [line for line in entry.requires if not is_met(line, {CORE: __version__})]
     if not likely:
         return f"pip install the package that provides {module!r}"
-    return "pip install " + " ".join(_quoted(line.partition(";")[0].strip()) for line in likely)
+    return "pip install " + " ".join(quoted(line.partition(";")[0].strip()) for line in likely)
 
 
-def _quoted(requirement: str) -> str:
+def quoted(requirement: str) -> str:
     """Quote for the shell what it would read as a redirection."""
     return requirement if re.fullmatch(r"[\w.-]+", requirement) else f"'{requirement}'"
 
@@ -605,11 +637,14 @@ LINE = 300
 
 
 def _text_of(error: BaseException) -> str:
-    """Return the message of an error on one line."""
+    """Return the message of an error on one line, without the file that some messages end in."""
     try:
-        text = " ".join(str(error).split())
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+        text = " ".join(message.split())
     except Exception:  # a plugin's own exception class may be as broken as the plugin
         text = ""
+    if isinstance(error, ImportError):
+        text = re.sub(r" \([^()]*\)$", "", text)
     return text if len(text) <= LINE else f"{text[:LINE]}..."
 
 
@@ -622,16 +657,21 @@ def _place_of(error: BaseException, module: str) -> str:
     """Return ``package/file.py:line``: the plugin's own last frame on the way to the error."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_shortened(error.filename)}:{error.lineno}"
-    frames = [
-        (frame.f_globals.get("__name__") or "", frame.f_code.co_filename, line)
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if frame.f_globals.get("__name__") != __name__
-        and not frame.f_code.co_filename.startswith("<frozen")
-    ]
+    frames = list(_frames(error.__traceback__))
     own = [frame for frame in frames if _top(frame[0]) == _top(module)]
     for _, filename, line in reversed(own or frames):
         return f"{_shortened(filename)}:{line}"
     return module
+
+
+def _frames(trace: TracebackType | None) -> Iterator[tuple[str, str, int]]:
+    """Yield module, file and line of each frame that is neither ours nor the import system's."""
+    while trace is not None:
+        name = trace.tb_frame.f_globals.get("__name__") or ""
+        filename = trace.tb_frame.f_code.co_filename
+        if name != __name__ and not filename.startswith("<frozen"):
+            yield name, filename, trace.tb_lineno
+        trace = trace.tb_next
 
 
 def _shortened(filename: str) -> str:
@@ -661,7 +701,8 @@ def _call_hook(entry: Entry, target: Target) -> tuple[SolverSpec, ...]:
             f"the plugin's author: write it without parameters, def {HOOK}():",
         ) from error
     except Exception as error:  # an attribute of the target that raises when it is looked at
-        raise _bad_hook(entry, f"cannot be looked for: {_one_line(error)}") from error
+        what = f"cannot be looked for: {_one_line(error)}"
+        raise _bad_hook(entry, what, "let the entry point be the light module") from error
     implementations = manager.hook.adeptml_solvers.get_hookimpls()
     if not implementations:
         raise _no_hook(entry, target, vars(manager.hook))
@@ -684,6 +725,8 @@ def _no_hook(entry: Entry, target: Target, hooks: Iterable[str]) -> PluginError:
 
 def _checked(entry: Entry, hook: Callable[[], object]) -> Iterator[SolverSpec]:
     """Call the hook and yield its specs, P106 where they are none."""
+    from adeptml_core.spec import SolverSpec
+
     try:
         result = hook()
     except KeyboardInterrupt:
@@ -692,22 +735,27 @@ def _checked(entry: Entry, hook: Callable[[], object]) -> Iterator[SolverSpec]:
         if isinstance(error, ApiVersionError) or _is_about_core(error):
             raise _other_core(entry, error) from error
         place = _place_of(error, _reference(entry)[0])
-        raise _bad_hook(entry, f"raised, {place}: {_one_line(error)}") from error
+        fault = f"has a bad spec, {place}: {_text_of(error)}"
+        if not isinstance(error, SpecError):
+            fault = f"raised, {place}: {_one_line(error)}"
+        raise _bad_hook(entry, fault) from error
     if not isinstance(result, list | tuple):
         what = "None" if result is None else f"an object of type {type(result).__name__}"
-        raise _bad_hook(entry, f"returned {what}, not a list of SolverSpec")
+        raise _bad_hook(entry, f"returned {what}, not a list of SolverSpec", RETURN)
     for item in result:
         if not isinstance(item, SolverSpec):
-            what = type(item).__name__
-            raise _bad_hook(entry, f"returned a list with an entry of type {what}, not SolverSpec")
+            what = f"an entry of type {type(item).__name__}"
+            raise _bad_hook(entry, f"returned a list with {what}, not SolverSpec", RETURN)
         yield item
 
 
-def _bad_hook(entry: Entry, what: str) -> PluginError:
+CORRECT = "correct that line"
+RETURN = "let it return [SolverSpec(...), ...]"
+
+
+def _bad_hook(entry: Entry, what: str, mend: str = CORRECT) -> PluginError:
     return entry.error(
-        "P106",
-        f"the hook of {entry.module} {what}",
-        f"mend it there, or switch it off: {DENY}={normalize_name(entry.distribution)}",
+        "P106", f"the hook of {entry.module} {what}", f"{mend}, or {_do_without(entry)}"
     )
 
 
@@ -725,16 +773,6 @@ def scan() -> tuple[list[Row], list[Problem]]:
         if len(claimants) > 1:
             problems.append(Problem.of(_ambiguous(name, claimants)))
     return rows, problems
-
-
-def _claims(found: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """Group the entry points that are switched on by solver name."""
-    claims: dict[str, list[Entry]] = {}
-    for entry in found:
-        claimants = claims.setdefault(entry.name, [])
-        if not _disabled_by(entry):
-            claimants.append(entry)
-    return claims
 
 
 def _row(
@@ -812,7 +850,8 @@ def select(names: Sequence[str] = ()) -> tuple[list[Row], list[Problem]]:
         return scan()
     problems: list[Problem] = []
     found = dict.fromkeys(find(name) for name in names)
-    return [_row(entry, [entry], problems) for entry in found], problems
+    claims = _claims(entries())
+    return [_row(entry, claims[entry.name], problems) for entry in found], problems
 
 
 def find(name: str) -> Entry:

@@ -23,6 +23,7 @@ from enum import StrEnum
 from typing import Any
 
 from adeptml_core.errors import ApiVersionError, ConfigError, SpecError
+from adeptml_core.names import did_you_mean, normalize_name
 
 __all__ = [
     "API",
@@ -51,19 +52,6 @@ class Mode(StrEnum):
     JACOBIAN = "jacobian"
     VJP = "vjp"
     SPLIT_VJP = "split_vjp"
-
-
-def normalize_name(name: str) -> str:
-    """Fold case, ``_`` and ``.`` as distribution names do: ``Heat_1D`` is ``heat-1d``."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"``, or an empty string where nothing comes close."""
-    from difflib import get_close_matches  # on the way to an error only: listing need not wait
-
-    close = get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _is_identifier(name: object) -> bool:
@@ -166,6 +154,11 @@ class Array:
         for low, high in _meeting(where, self.low, self.high):
             if low > high:
                 raise SpecError(f"{where}: low={low!r} is above high={high!r}")
+
+    @property
+    def range(self) -> str:
+        """``"1e-09 .."``; an open side is left out, no bounds at all are an empty string."""
+        return _range(self.low, self.high)
 
     @property
     def signature(self) -> str:
@@ -287,7 +280,7 @@ class Option:
         try:
             self._settle()
         except ConfigError as error:
-            raise SpecError(f"the declaration of {error}") from error
+            raise SpecError(f"{where} contradicts itself: {error}") from error
 
     def _check_limits(self, where: str) -> None:
         for side in ("low", "high"):
@@ -369,7 +362,14 @@ class Option:
 def _range(low: object, high: object) -> str:
     if low is None and high is None:
         return ""
-    return f"{'' if low is None else low} .. {'' if high is None else high}".strip()
+    return f"{_brief(low)} .. {_brief(high)}".strip()
+
+
+def _brief(bound: object) -> str:
+    """Return a bound as one would write it by hand: ``0`` for ``0.0``, nothing for None."""
+    if isinstance(bound, tuple):
+        return f"({', '.join(map(_brief, bound))})"
+    return "" if bound is None else str(bound).removesuffix(".0")
 
 
 def _common_type(values: Iterable[object]) -> type | None:
@@ -405,7 +405,7 @@ FUNCTIONS: Mapping[Mode, tuple[str, ...]] = {
 ALL_FUNCTIONS = ("forward", "jacobian", "vjp", "jvp", "hvp", "example", "sizes")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SolverSpec:
     """What a plugin declares of one solver.
 
@@ -632,6 +632,10 @@ class SolverSpec:
             raise SpecError(
                 f"{self.name}: requires={self.requires!r} must hold requirement strings (PEP 508)"
             )
+
+    def __repr__(self) -> str:
+        """Return one line: a dict of all solvers is to be read in a notebook."""
+        return f"<SolverSpec {self.name}: {self.mode}, {self.signature}>"
 
     @property
     def inputs(self) -> tuple[Array, ...]:

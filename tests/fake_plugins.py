@@ -4,9 +4,13 @@ A distribution is a ``.dist-info`` folder with METADATA and entry_points.txt bes
 put the folder above on ``sys.path`` and the registry finds it.
 """
 
-from collections.abc import Iterable, Mapping
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+"""Runs the command in a process without site-packages: the fixture ``run``."""
 
 HOOK = "from adeptml_core.plugin import Array, Option, SolverSpec, hookimpl\n"
 
@@ -101,11 +105,12 @@ class Broken:
     modules: Mapping[str, str] = field(default_factory=dict)
     requires: tuple[str, ...] = ("adeptml-core>=0.1",)
     version: str = "0.3"
+    called: str = ""
 
     @property
     def distribution(self) -> str:
         """The distribution's name."""
-        return f"fake-{self.name}"
+        return self.called or f"fake-{self.name}"
 
     @property
     def package(self) -> str:
@@ -266,7 +271,7 @@ POINTS = (
     Broken(
         "two-points",
         "P109",
-        "its entry points Two.Points = 'fake_two_points.light' and two-points = 'fake_two_points'",
+        "its entry points two-points = 'fake_two_points' and Two.Points = 'fake_two_points.light'",
         "names differ by more than case",
         light=light_module("two-points"),
         points="two-points = fake_two_points\nTwo.Points = {module}\n",

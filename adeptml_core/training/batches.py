@@ -116,11 +116,13 @@ class Epochs:
         ConfigError
             There is none: the loader is empty, or was used up by the epoch before.
         """
-        self.start = {"random": random_state(), "generators": self._generator_states()}
+        self.start = self.random()
         self._make_iterator(epoch)
         self._ahead = list(self._take(1))
         if not self._ahead:
-            raise ConfigError(f"train_loader yielded no batch in epoch {epoch}. {_why_empty(epoch)}")
+            raise ConfigError(
+                f"train_loader yielded no batch in epoch {epoch}. {_why_empty(epoch)}"
+            )
         unpacked(self._ahead[0], "train_loader")
 
     def reopen(self, epoch: int, start: State, used: int, now: State) -> None:
@@ -131,11 +133,10 @@ class Epochs:
         ResumeError
             The loader has fewer batches than were used.
         """
-        self.start = start
         if epoch and getattr(self.loader, "persistent_workers", False):
             self._start_persistent_workers()
-        restore_random_state(start["random"])
-        self._restore_generators(start["generators"])
+        self.start = start
+        self.restore_random(start)
         self._make_iterator(epoch)
         found = sum(1 for _ in self._take(used))
         if found < used:
@@ -144,7 +145,25 @@ class Epochs:
                 f"{found}: it is not the loader of that run"
             )
         self._ahead = []
-        restore_random_state(now)
+        restore_random_state(now["global"])
+
+    def random(self) -> State:
+        """Return the random states now: the global ones, and those of the loaders' generators."""
+        return {
+            "global": random_state(),
+            "generators": [generator.get_state() for generator in self._generators],
+        }
+
+    def restore_random(self, state: State) -> None:
+        """Put back what `random` returned."""
+        if len(state["generators"]) != len(self._generators):
+            raise ResumeError(
+                f"the run's loaders had {len(state['generators'])} generators of their own, these "
+                f"have {len(self._generators)}: they are not the loaders of that run"
+            )
+        restore_random_state(state["global"])
+        for generator, own in zip(self._generators, state["generators"], strict=True):
+            generator.set_state(own)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield what is left of the epoch."""
@@ -179,23 +198,15 @@ class Epochs:
         )
         iter(self.loader)
 
-    def _generator_states(self) -> list[Tensor]:
-        return [generator.get_state() for generator in self._generators]
-
-    def _restore_generators(self, states: list[Tensor]) -> None:
-        if len(states) != len(self._generators):
-            raise ResumeError(
-                f"the run's loaders had {len(states)} generators of their own, these have "
-                f"{len(self._generators)}: they are not the loaders of that run"
-            )
-        for generator, state in zip(self._generators, states, strict=True):
-            generator.set_state(state)
-
 
 def _samplers(loader: object) -> list[Any]:
     """Return the samplers of a `DataLoader`, outer ones first."""
     batch_sampler = getattr(loader, "batch_sampler", None)
-    found = [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+    found = [
+        getattr(loader, "sampler", None),
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+    ]
     unique = {id(sampler): sampler for sampler in found if sampler is not None}
     return list(unique.values())
 

@@ -1,9 +1,9 @@
 """Ctrl-C and SIGTERM, put off to a place where the state is whole.
 
-Python would raise `KeyboardInterrupt` between any two instructions: in the middle of an update, say,
-when some parameters have moved and others have not. Here the first signal only takes a note; the
-loop finishes its batch, writes its checkpoint, and ends as the signal wanted. A second signal acts
-at once, for the user who will not wait for a slow solver; the last checkpoint stands.
+Python would raise `KeyboardInterrupt` between any two instructions: in the middle of an update,
+say, when some parameters have moved and others have not. Here the first signal only takes a note;
+the loop finishes its batch, writes its checkpoint, and ends as the signal wanted. A second signal
+acts at once, for the user who will not wait for a slow solver; the last checkpoint stands.
 """
 
 import os
@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 __all__ = ["Interruption"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGCHLD = getattr(signal, "SIGCHLD", None)  # Windows has none
 EXIT_BY_SIGTERM = 128 + signal.SIGTERM  # what a shell reports of a process that SIGTERM ended
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
@@ -66,12 +67,21 @@ class Interruption:
             self._restore()
             self._raise(signal.Signals(number), "stopped at once by a second signal")
         self.requested = signal.Signals(number)
+        self._let_children_die()
         print(
             f"{self.requested.name}: finishing the batch, then writing a checkpoint "
             "(once more to stop at once)",
             file=sys.stderr,
             flush=True,
         )
+
+    def _let_children_die(self) -> None:
+        """Take SIGCHLD from torch, which raises, wherever it stands, when a loader's worker dies.
+
+        Whoever ends a job ends its workers too; the batch at hand does not need them any more.
+        """
+        if SIGCHLD is not None and signal.getsignal(SIGCHLD) is not None:
+            self._previous[SIGCHLD] = signal.signal(SIGCHLD, signal.SIG_DFL)
 
     def _act_in_child(self, number: int) -> None:
         """In a process that was forked off (a loader's worker), which inherited this handler.
@@ -97,7 +107,8 @@ class Interruption:
         """
         self._restore()
         number = self.requested or signal.SIGTERM  # None: the signal reached another rank
-        print(message, file=sys.stderr, flush=True)
+        if message:
+            print(message, file=sys.stderr, flush=True)
         previous = self._previous.get(number)
         if callable(previous) and previous is not signal.default_int_handler:
             previous(number, None)

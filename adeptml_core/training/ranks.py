@@ -5,6 +5,7 @@ writes a checkpoint while the others go on, they wait for it in the next collect
 the loop asks here, and with one process the answers cost nothing.
 """
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """This process among those of the default process group.
+    """The place of this process in the default process group.
 
     Attributes
     ----------
@@ -62,6 +63,12 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self._device())
         return box[0]
+
+    def spread(self, buffers: Iterable[Tensor]) -> None:
+        """Give all ranks the first one's values."""
+        if self.size > 1:
+            for buffer in buffers:
+                dist.broadcast(buffer, src=0)
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all ranks, in order of rank."""

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
 from adeptml_heat1d.poles import POLE_COUNTS
 from adeptml_heat1d.rod import Options
 from adeptml_heat1d.solver import forward
-from matplotlib.axes import Axes
 
 Field = NDArray[np.float64]
 

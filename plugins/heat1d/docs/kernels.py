@@ -8,6 +8,7 @@ from collections.abc import Callable
 from timeit import Timer
 
 import numpy as np
+
 from adeptml_heat1d import tridiagonal
 from adeptml_heat1d.poles import exponential_poles
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from adeptml_heat1d.rod import Rod
 from numpy.typing import NDArray
 from scipy.linalg import expm
+
+from adeptml_heat1d.rod import Rod
 
 ROD_ENDS = {
     "fixed": {"h_left": np.inf, "h_right": np.inf},

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from adeptml_heat1d import conductivity, propagator, solver, tridiagonal
 from numpy.typing import NDArray
+
+from adeptml_heat1d import conductivity, propagator, solver, tridiagonal
 
 NAMES = ("T0", "k", "q", "T_ext")
 STEP = 1e-40

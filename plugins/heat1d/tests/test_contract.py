@@ -6,10 +6,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from adeptml_heat1d import conductivity, propagator, solver
 from numpy.typing import NDArray
 
 from adeptml_core.errors import ConfigError, InputError, SampleError
+from adeptml_heat1d import conductivity, propagator, solver
 
 Pullback = Callable[[NDArray], tuple[NDArray, ...]]
 Inputs = tuple[NDArray, ...]

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from adeptml_heat1d.propagator import jacobian
 from adeptml_heat1d.solver import forward
-from numpy.typing import NDArray
 
 INSULATED = {"h_left": 0.0, "h_right": 0.0}
 SECOND_ORDER = (1.95, 2.05)  # what discretisation in space has, from 32 cells on

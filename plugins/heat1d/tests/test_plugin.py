@@ -8,13 +8,13 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
-import adeptml_heat1d
 import pytest
+
+import adeptml_heat1d
+from adeptml_core.plugin import SolverSpec
 from adeptml_heat1d.plugin import adeptml_solvers
 from adeptml_heat1d.poles import POLE_COUNTS
 from adeptml_heat1d.rod import Options, Rod
-
-from adeptml_core.plugin import SolverSpec
 
 SPECS = {spec.name: spec for spec in adeptml_solvers()}
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from adeptml_heat1d.poles import POLE_COUNTS, exponential_poles
 
 NEGATIVE_AXIS = -np.concatenate([[0.0], np.logspace(-8, 8, 20_001)])

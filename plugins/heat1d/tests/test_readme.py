@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from adeptml_heat1d.plugin import adeptml_solvers
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

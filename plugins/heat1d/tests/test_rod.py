@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from adeptml_heat1d.rod import Rod, conductances, conductances_pullback, source, source_pullback
 
 from adeptml_core.errors import ConfigError
+from adeptml_heat1d.rod import Rod, conductances, conductances_pullback, source, source_pullback
 
 
 def test_two_cells_by_hand() -> None:

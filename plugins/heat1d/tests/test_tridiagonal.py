@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from adeptml_heat1d import tridiagonal
 from adeptml_heat1d.poles import exponential_poles
 from adeptml_heat1d.tridiagonal import BlockSweep, LadderSweep, factorise

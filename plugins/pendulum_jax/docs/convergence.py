@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
-from adeptml_pendulum_jax.pendulum import GRAVITY, slope, trajectory
 from numpy.typing import NDArray
 from scipy.special import ellipj, ellipkm1
+
+from adeptml_pendulum_jax.pendulum import GRAVITY, slope, trajectory
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

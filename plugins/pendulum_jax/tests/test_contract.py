@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from adeptml_pendulum_jax import solver
-from adeptml_pendulum_jax.solver import example, forward, jvp
 
 from adeptml_core import registry
 from adeptml_core.solver import named
+from adeptml_pendulum_jax import solver
+from adeptml_pendulum_jax.solver import example, forward, jvp
 
 OPTIONS = {"dt": 0.05, "steps": 20, "substeps": 2}
 EVENT = "/jax/core/compile/backend_compile_duration"

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.integrate._ivp import dop853_coefficients as published
+
 from adeptml_pendulum_jax import dormand_prince
 from adeptml_pendulum_jax.dormand_prince import NODES, STAGES, WEIGHTS, WEIGHTS_3, WEIGHTS_5
-from scipy.integrate._ivp import dop853_coefficients as published
 
 Tree = tuple["Tree", ...]
 """A rooted tree: the subtrees that hang from its root, sorted."""

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from adeptml_pendulum_jax.solver import example, forward, jvp
 from scipy.integrate import solve_ivp
+
+from adeptml_pendulum_jax.solver import example, forward, jvp
 
 GRAVITY = 9.80665  # m/s^2
 OPTIONS = {"dt": 0.05, "steps": 20, "substeps": 2}

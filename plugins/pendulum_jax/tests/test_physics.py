@@ -22,9 +22,10 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from scipy.special import ellipj, ellipkm1
+
 from adeptml_pendulum_jax.pendulum import trajectory
 from adeptml_pendulum_jax.solver import forward
-from scipy.special import ellipj, ellipkm1
 
 GRAVITY = 9.80665  # m/s^2, written out: the solver's own constant is on trial too
 SWINGS = (0.1, 1.0, 2.0, 3.0)

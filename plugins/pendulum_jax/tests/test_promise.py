@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from adeptml_pendulum_jax.plugin import adeptml_solvers
-from adeptml_pendulum_jax.solver import ERROR_LIMIT, example, forward, jvp
 
 from adeptml_core.errors import SampleError
+from adeptml_pendulum_jax.plugin import adeptml_solvers
+from adeptml_pendulum_jax.solver import ERROR_LIMIT, example, forward, jvp
 
 OPTIONS = {"dt": 0.05, "steps": 40, "substeps": 2}
 [SPEC] = adeptml_solvers()

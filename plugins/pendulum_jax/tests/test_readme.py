@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from adeptml_pendulum_jax import solver
 from adeptml_pendulum_jax.plugin import adeptml_solvers
 

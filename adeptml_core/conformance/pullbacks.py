@@ -1,0 +1,237 @@
+"""Laws of the pullback: it belongs to its call, can be repeated, is linear; and determinism.
+
+Each takes a handful of calls. None of these faults shows in differences, which ask for one forward
+and one pullback at a time: training asks for many forwards first, and then for the pullbacks.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from adeptml_core.conformance.basics import cotangent_for, natural
+from adeptml_core.conformance.noise import within
+from adeptml_core.conformance.probe import Inputs, Probe, close, magnitude
+from adeptml_core.conformance.records import Diagnosis, Finding, failed, passed, skipped
+
+__all__ = [
+    "check_pullback_belongs_to_its_call",
+    "check_pullback_is_linear",
+    "check_pullback_is_repeatable",
+    "check_solver_is_deterministic",
+]
+
+ROUNDING = {"float64": 1e-9, "float32": 1e-4}
+"""Two runs of the same arithmetic differ by no more, however ill-conditioned."""
+
+LINEAR = {"float64": 1e-6, "float32": 1e-3}
+EPS = 64.0  # roundings that the order of a sum may cost
+FRESH_BATCHES = (3, 5)  # shapes that no other check uses, so that a cache by shape is empty
+
+
+def _tolerance(probe: Probe, table: dict[str, float]) -> float:
+    return table.get(probe.dtype.name, 0.05)
+
+
+def _compared(first: Any, second: Any) -> tuple[float, int]:
+    """Return the largest relative difference between two sets of cotangents, and where it is."""
+    worst, where = 0.0, 0
+    for index, (a, b) in enumerate(zip(first, second, strict=True)):
+        if a is not None and b is not None:
+            off = close(a, b)
+            if off > worst:
+                worst, where = off, index
+    return worst, where
+
+
+def _copied(values: Any) -> list[Any]:
+    return [None if value is None else np.array(value) for value in values]
+
+
+def check_pullback_belongs_to_its_call(probe: Probe) -> Finding:
+    """Catch state that a later forward overwrites, and caches that ignore what they depend on."""
+    a, b = natural(probe), natural(probe, label="later")
+    rng = probe.rng("own call")
+    tolerance = _tolerance(probe, ROUNDING)
+    y, pullback = probe.linearize(a)
+    g = cotangent_for(y, rng)
+    early = _copied(pullback(g))
+    other_y, other = probe.linearize(b)
+    other(cotangent_for(other_y, rng))
+    probe.forward(natural(probe, 2, "small"))
+    worst, where = _compared(early, pullback(g))
+    if within(probe, worst, tolerance) and probe.spec.deterministic:
+        # Once more without the early call, in which a solver may have settled what it closes over.
+        _, pullback = probe.linearize(a)
+        probe.linearize(b)
+        worst, where = _compared(early, pullback(g))
+    if not within(probe, worst, tolerance):
+        return failed(
+            "after another forward, the pullback of the first one gives another gradient "
+            f"({probe.title(where)}, relative difference {worst:.2g}).\n"
+            f"look at: what {probe.where()} closes over or keeps; it must hold this call's values, "
+            "not the module's or the object's.",
+            Diagnosis.STALE_STATE,
+            array=probe.name(where),
+            expected="the gradient of its own call",
+            got=worst,
+        )
+    return _cached_by_shape(probe) or passed()
+
+
+def _cached_by_shape(probe: Probe) -> Finding | None:
+    """Compare two points that meet a shape for the second time with the same rows in a fresh one."""
+    if probe.coupled or not probe.spec.deterministic or probe.compiles:
+        return None
+    small, large = FRESH_BATCHES
+    first = probe.examples("fresh first", small)
+    second = probe.examples("fresh second", large)
+    g = None
+    answers = []
+    for inputs in (first, probe.take(second, slice(small)), second):
+        y, pullback = probe.linearize(inputs)
+        if g is None:
+            g = probe.rng("fresh").standard_normal((large, *y.shape[1:])).astype(y.dtype)
+        pulled = pullback(g[: len(y)])
+        rows = [v for i, v in enumerate(pulled) if v is not None and probe.is_stacked(i)]
+        answers.append([np.array(v[:small]) for v in (y, *rows)])
+    worst = max(close(a, b) for a, b in zip(answers[1], answers[2], strict=True))
+    repeats = max(close(a, b) for a, b in zip(answers[0], answers[1], strict=True))
+    if repeats < worst and not within(probe, worst, max(1e-6, _tolerance(probe, ROUNDING))):
+        return failed(
+            "called for the second time with one shape, the solver answers as for the first time: "
+            f"the same rows in a batch of another size give another result (difference {worst:.2g})."
+            "\nlook at: a cache that depends on the shape alone; its key must hold all that the "
+            "cached value depends on.",
+            Diagnosis.STALE_STATE,
+            expected="the result for these inputs",
+            got=worst,
+        )
+    return None
+
+
+def check_pullback_is_repeatable(probe: Probe) -> Finding:
+    """Catch a pullback that accumulates, uses itself up, or remembers the last cotangent."""
+    y, pullback = probe.linearize(natural(probe))
+    rng = probe.rng("repeatable")
+    g, h = cotangent_for(y, rng), cotangent_for(y, rng)
+    first = _copied(pullback(g))
+    for count, cotangent in enumerate((g, h, g), start=2):
+        answer = _copied(pullback(cotangent))
+        worst, where = _compared(first, answer) if cotangent is g else (0.0, 0)
+        if not within(probe, worst, _tolerance(probe, ROUNDING)):
+            return failed(
+                f"called for the {_ordinal(count)} time with the same cotangent, the pullback gives "
+                f"another gradient of {probe.title(where)} (relative difference {worst:.2g}).\n"
+                f"look at: what {probe.where()} adds to or changes in place.",
+                Diagnosis.STALE_STATE,
+                array=probe.name(where),
+                expected=_example_value(first[where]),
+                got=_example_value(answer[where]),
+            )
+    return passed()
+
+
+def _ordinal(count: int) -> str:
+    return {2: "second", 3: "third", 4: "fourth"}[count]
+
+
+def _example_value(values: Any) -> float:
+    return float(np.ravel(values)[0])
+
+
+def check_pullback_is_linear(probe: Probe) -> Finding:
+    """Catch a cotangent that is clipped, normalised or compared inside, and loose adjoint solves."""
+    y, pullback = probe.linearize(natural(probe))
+    rng = probe.rng("linear")
+    g, h = cotangent_for(y, rng), cotangent_for(y, rng)
+    pulled, pulled_h = _copied(pullback(g)), _copied(pullback(h))
+    tolerance = probe.tolerance(probe.dtype, LINEAR["float64"], LINEAR["float32"])
+    cases: list[tuple[str, Any, list[Any]]] = [
+        (f"{s:g} g", s * g, [_scaled(v, s) for v in pulled])
+        for s in (1e3, 1e-3, 1e6, 1e-6, -1.0)
+    ]
+    cases.append(("0", 0 * g, [_scaled(v, 0.0) for v in pulled]))
+    cases.append(("2 g - 3 h", 2 * g - 3 * h, _sums(_scale(pulled, 2), _scale(pulled_h, -3))))
+    mask = rng.random(g.shape) < 0.5
+    halves = [_copied(pullback(np.where(part, g, 0).astype(g.dtype))) for part in (mask, ~mask)]
+    cases.append(("g in two halves", g, _sums(*halves)))
+    for label, cotangent, expected in cases:
+        got = _copied(pullback(cotangent.astype(g.dtype)))
+        finding = _linear(probe, label, expected, got, tolerance)
+        if finding is not None:
+            return finding
+    return passed()
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    return None if value is None else factor * np.asarray(value, np.float64)
+
+
+def _scale(values: list[Any], factor: float) -> list[Any]:
+    return [_scaled(value, factor) for value in values]
+
+
+def _sums(first: list[Any], second: list[Any]) -> list[Any]:
+    return [
+        None if a is None else np.asarray(a, np.float64) + b
+        for a, b in zip(first, second, strict=True)
+    ]
+
+
+def _linear(
+    probe: Probe, label: str, expected: list[Any], got: list[Any], tolerance: float
+) -> Finding | None:
+    for index, (wanted, found) in enumerate(zip(expected, got, strict=True)):
+        if wanted is None or not np.isfinite(wanted).all() or magnitude(wanted) > _top(probe):
+            continue
+        size = max(magnitude(wanted), magnitude(found))
+        off = magnitude(np.asarray(found, np.float64) - wanted) / size if size else 0.0
+        if not (within(probe, off, tolerance) and np.isfinite(found).all()):
+            return failed(
+                f"the pullback is not linear: pullback({label}) differs from the same made of "
+                f"pullback(g) and pullback(h) by {off:.2g} of {probe.title(index)}.\n"
+                f"look at: clipping, normalising, thresholds or absolute tolerances on the cotangent "
+                f"in {probe.where()}.",
+                array=probe.name(index),
+                expected=_example_value(wanted),
+                got=_example_value(found),
+                relative_error=off,
+            )
+    return None
+
+
+def _top(probe: Probe) -> float:
+    return float(np.finfo(probe.dtype).max) / 1e3
+
+
+def check_solver_is_deterministic(probe: Probe) -> Finding:
+    """Catch hidden randomness, warm starts and counters: equal inputs, other results."""
+    if not probe.spec.deterministic:
+        return skipped("declared deterministic=False")
+    inputs = natural(probe)
+    runs = [_run(probe, inputs)]
+    _run(probe, natural(probe, label="in between"))
+    runs += [_run(probe, inputs) for _ in range(2)]
+    limit = EPS * float(np.finfo(probe.dtype).eps)
+    for later in runs[1:]:
+        worst, where = _compared(runs[0], later)
+        if worst > limit:
+            what = f"y '{probe.spec.y.name}'" if not where else probe.title(where - 1)
+            what = what if not where else f"the gradient of {what}"
+            return failed(
+                f"equal inputs give different results: {what} differs by {worst:.2g} (relative).\n"
+                "look at: random numbers, a warm start from the last call, a counter. If it is "
+                "meant so, declare deterministic=False.",
+                Diagnosis.CONTRACT,
+                array=probe.spec.y.name if not where else probe.name(where - 1),
+                expected=_example_value(runs[0][where]),
+                got=_example_value(later[where]),
+                relative_error=worst,
+            )
+    return passed()
+
+
+def _run(probe: Probe, inputs: Inputs) -> list[Any]:
+    y, pullback = probe.linearize(inputs)
+    g = cotangent_for(y, probe.rng("deterministic"))
+    return _copied([np.array(y), *pullback(g)])

@@ -1,0 +1,502 @@
+"""The loop: epochs of batches, a test pass, and a run directory that is whole at every moment.
+
+Whatever can be wrong is looked at before the run directory is made: settings, loaders, the first
+batch, the checkpoint to go on from. After that, the training can be left at two kinds of places,
+after a batch and after an epoch, and at both ``last.ckpt`` can be written.
+"""
+
+import datetime
+import math
+import random
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adeptml_core.checkpoint import State, UnstorableError
+from adeptml_core.errors import ConfigError, NonFiniteError
+from adeptml_core.training.batches import Batch, Epochs, unpacked
+from adeptml_core.training.callbacks import TrainingState
+from adeptml_core.training.interruption import Interruption
+from adeptml_core.training.progress import Progress
+from adeptml_core.training.ranks import Ranks
+from adeptml_core.training.resume import (
+    Best,
+    Parts,
+    Position,
+    read_checkpoint,
+    write_checkpoint,
+)
+from adeptml_core.training.runs import LAST, checkpoint_to_resume, claim, described, weights
+from adeptml_core.training.session import Session
+from adeptml_core.training.settings import (
+    TEST_LOSS,
+    TRAIN_LOSS,
+    OnNonFinite,
+    SchedulerPer,
+    Settings,
+    check_parts,
+    check_ranks,
+    is_plateau,
+)
+from adeptml_core.training.step import Step, evaluating
+
+__all__ = ["Training"]
+
+
+class _Ended(Exception):  # noqa: N818 - the end of a training, not a fault
+    """The training ends here, as if it had come to its last epoch."""
+
+
+@dataclass
+class _Times:
+    """Seconds of one epoch: since its start, in updates, and waiting for batches."""
+
+    began: float
+    updating: float = 0.0
+    waiting: float = 0.0
+
+
+class Training:
+    """One training, from its checks to its last file.
+
+    Parameters are those of `adeptml_core.train_utils.train`; making one changes nothing.
+
+    Raises
+    ------
+    ConfigError
+        A setting, a loader or another object is wrong.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_loader: Iterable[Any],
+        test_loader: Iterable[Any] | None,
+        optimizer: Any,
+        loss_fn: Any,
+        scheduler: Any,
+        settings: Settings,
+    ) -> None:
+        self.ranks = Ranks()
+        self.given = settings
+        self.settings = settings.checked(has_test_loader=test_loader is not None)
+        check_parts(
+            model, train_loader, test_loader, optimizer, loss_fn, scheduler, self.settings.epochs
+        )
+        check_ranks(model, train_loader, self.ranks)
+        self.model = model
+        self.test_loader = test_loader
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.parts = Parts(model, optimizer, loss_fn, scheduler, self.settings.callbacks)
+        self.epochs = Epochs(train_loader, [test_loader])
+        self.steps_per_batch = self.settings.scheduler_per is SchedulerPer.STEP and not is_plateau(
+            scheduler
+        )
+        self.step = Step(
+            model,
+            optimizer,
+            loss_fn,
+            scheduler if self.steps_per_batch else None,
+            self.settings.grad_clip,
+            self.ranks,
+        )
+        shown = self.settings.progress if self.ranks.is_first else False
+        self.progress = Progress(shown, self.epochs.length)
+        self.interruption = Interruption()
+        self.position = Position()
+        self.best = Best()
+        self._saved_step = 0
+        self._saved_time = time.monotonic()
+
+    # -- the whole --
+
+    def run(self, base: Path, resume: Any = None) -> None:
+        """Train, in a new run directory of `base` or in that of the run that goes on.
+
+        Raises
+        ------
+        ConfigError
+            The first batch is none.
+        ResumeError
+            The run cannot go on from its checkpoint.
+        NonFiniteError
+            A loss or gradient is NaN or infinite, and `on_nonfinite` is ``"raise"``.
+        KeyboardInterrupt, SystemExit
+            After SIGINT or SIGTERM, with a checkpoint behind it.
+        OSError
+            A file could not be written.
+        """
+        self.is_resumable = self._can_be_resumed(resume)
+        checkpoint = self.ranks.share(checkpoint_to_resume(resume, base))
+        if checkpoint is None:
+            self._begin()
+        else:
+            self._go_on_from(checkpoint)
+        with self.interruption, self._session(base, checkpoint) as self.session:
+            self.state = self._new_state()
+            if checkpoint is not None:
+                self.session.log.print(
+                    f"Going on with {self.session.directory.name} at epoch {self.position.epoch}, "
+                    f"batch {self.position.batch}"
+                )
+            self._train()
+
+    def _train(self) -> None:
+        self._call("on_start")
+        try:
+            while self.position.epoch < self.settings.epochs and not self._has_lost_patience():
+                self._epoch()
+        except _Ended:
+            pass
+        finally:
+            self.progress.end()
+        self._write_weights("model_final.pt")
+        self._write_checkpoint()
+        self._call("on_end")
+
+    def _begin(self) -> None:
+        """Prepare a new run: seeds, and the first batch."""
+        if self.settings.seed is not None:
+            seed = self.settings.seed + self.ranks.rank
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+        if self.settings.epochs:
+            self.epochs.open(0)
+
+    def _go_on_from(self, checkpoint: Path) -> None:
+        resumed = read_checkpoint(checkpoint, self.parts, self.epochs.length, self.ranks)
+        self.parts.restore(resumed.parts)
+        self.position, self.best = resumed.position, resumed.best
+        self._saved_step = self.position.step
+        if resumed.start is None:
+            self.epochs.restore_random(resumed.random)
+        else:
+            self.epochs.reopen(
+                self.position.epoch, resumed.start, self.position.batch, resumed.random
+            )
+
+    def _session(self, base: Path, checkpoint: Path | None) -> Session:
+        if checkpoint is not None:
+            directory = checkpoint.parent
+        else:
+            directory = self.ranks.share(claim(base) if self.ranks.is_first else base)
+        description = described(
+            self.model, self.epochs.loader, self.optimizer, self.parts.loss_fn, self.scheduler
+        )
+        settings = self.given.record()
+        session = Session(
+            directory,
+            is_first=self.ranks.is_first,
+            prints=self.settings.prints,
+            epoch=self.position.epoch,
+            description={"settings": settings, "ranks": self.ranks.size, **description},
+        )
+        if checkpoint is None:
+            session.log.hyperparameters(settings, description)
+        return session
+
+    def _can_be_resumed(self, resume: Any) -> bool:
+        """Tell whether ``last.ckpt`` can be written at all: some schedulers hold odd objects."""
+        try:
+            self.parts.state()
+        except UnstorableError as error:
+            if resume is not None or self.settings.save_every is not None:
+                raise
+            warnings.warn(f"no {LAST} will be written: {error}", UserWarning, stacklevel=5)
+            return False
+        return True
+
+    # -- an epoch --
+
+    def _epoch(self) -> None:
+        times = _Times(time.perf_counter())
+        if self.epochs.start is None:
+            self._open_epoch()
+        self._train_pass(times)
+        loss, norm = self._train_means()
+        results = {TRAIN_LOSS: loss, **self._test_pass()}
+        self.progress.end()
+        self._log(results, norm, times)
+        self._step_scheduler_after_epoch(results)
+        self._judge(results)
+        self._show_to_callbacks(results)
+        self._close_epoch()
+
+    def _open_epoch(self) -> None:
+        """Open an epoch after the first; a loader that is used up must not cost what was learnt."""
+        now = self.epochs.random()
+        try:
+            self.epochs.open(self.position.epoch)
+        except ConfigError:
+            self.epochs.close()
+            self._write_checkpoint(now)
+            raise
+
+    def _train_pass(self, times: _Times) -> None:
+        self.progress.start(self.position.epoch, self.position.batch)
+        started = time.perf_counter()
+        for item in self._fetched():
+            fetched = time.perf_counter()
+            self._batch(unpacked(item, "train_loader"))
+            ended = time.perf_counter()
+            times.waiting += fetched - started
+            times.updating += ended - fetched
+            started = ended
+
+    def _fetched(self) -> Iterator[Any]:
+        """Yield the batches; an error in a worker that Ctrl-C killed is the interruption itself."""
+        try:
+            yield from self.epochs
+        except Exception:
+            if self.interruption.requested is not None:
+                self._leave()
+            raise
+
+    def _batch(self, batch: Batch) -> None:
+        position = self.position
+        self.step.place = f"batch {position.batch} of epoch {position.epoch}"
+        loss = self._update(batch)
+        position.batch += 1
+        if not math.isnan(loss):
+            position.step += 1
+            position.counted += 1
+            position.loss_sum += loss
+            position.norm_sum += self.step.gradient_norm
+        self.progress.step(position.batch, loss)
+        if self.settings.callbacks:
+            self._place_state(loss)
+            self._call("on_step")
+        self._after_batch()
+
+    def _update(self, batch: Batch) -> float:
+        """Return the loss of one update; NaN for a batch that is left out."""
+        try:
+            return self.step.train(batch)
+        except NonFiniteError as error:
+            policy = self.settings.on_nonfinite
+            if policy is OnNonFinite.RAISE:
+                error.add_note(
+                    f'on_nonfinite="{OnNonFinite.SKIP}" leaves such batches out, '
+                    f'"{OnNonFinite.STOP}" ends the training there'
+                )
+                raise
+            self.optimizer.zero_grad()
+            if policy is OnNonFinite.STOP:
+                self.session.log.print(f"{error} The training ends here.")
+                self.state.stop = True
+            else:
+                warnings.warn(f"{error} The batch is left out.", UserWarning, stacklevel=7)
+            return math.nan
+
+    def _after_batch(self) -> None:
+        """Leave, end or write a checkpoint, where a signal, a callback or `save_every` wants it."""
+        leave, end, save = self.ranks.any(
+            self.interruption.requested is not None, self.state.stop, self._is_checkpoint_due()
+        )
+        if leave:
+            self._leave()
+        if end:
+            raise _Ended
+        if save:
+            self._write_checkpoint()
+
+    def _train_means(self) -> tuple[float, float]:
+        """Return the mean loss and the mean norm of the gradient over the epoch's updates."""
+        position = self.position
+        losses, norms, count = self.ranks.sum(
+            position.loss_sum, position.norm_sum, position.counted
+        )
+        if not count:
+            raise NonFiniteError(f"no batch of epoch {position.epoch} had a finite loss")
+        return losses / count, norms / count
+
+    def _test_pass(self) -> dict[str, float]:
+        """Return the means of loss and metrics over the test batches."""
+        if self.test_loader is None:
+            return {}
+        now = self.epochs.random()
+        names = (TEST_LOSS, *self.settings.metrics)
+        sums, count = [0.0] * len(names), 0
+        self.ranks.spread(self.model.buffers())
+        with evaluating(self.model):
+            for item in self.test_loader:
+                values = self._tested(unpacked(item, "test_loader"))
+                sums = [total + value for total, value in zip(sums, values, strict=True)]
+                count += 1
+                if self.interruption.requested is not None and self.ranks.size == 1:
+                    self._leave(now)  # the test pass will start over
+        *sums, batches = self.ranks.sum(*sums, count)
+        if not batches:
+            self._write_checkpoint(now)
+            raise ConfigError(
+                f"test_loader yielded no batch in epoch {self.position.epoch}. Give an iterable "
+                "that starts anew each epoch, or test_loader=None for no test pass."
+            )
+        return {name: total / batches for name, total in zip(names, sums, strict=True)}
+
+    def _tested(self, batch: Batch) -> list[float]:
+        loss, y_pred = self.step.test(batch)
+        with torch.no_grad():
+            return [
+                loss,
+                *(
+                    _scalar(name, metric(y_pred, batch.y))
+                    for name, metric in self.settings.metrics.items()
+                ),
+            ]
+
+    def _log(self, results: dict[str, float], norm: float, times: _Times) -> None:
+        epoch, log = self.position.epoch, self.session.log
+        seconds = time.perf_counter() - times.began
+        log.epoch(epoch, seconds, results[TRAIN_LOSS], results.get(TEST_LOSS))
+        log.results(epoch, results)
+        log.learning_rates(epoch, [group["lr"] for group in self.optimizer.param_groups])
+        log.scalars(
+            epoch,
+            {
+                "GradientNorm": norm,
+                "Time/epoch": seconds,
+                "Time/step": times.updating / max(self.position.batch, 1),
+                "Time/data": times.waiting / max(self.position.batch, 1),
+            },
+        )
+        self.session.results = results
+
+    def _step_scheduler_after_epoch(self, results: dict[str, float]) -> None:
+        if self.scheduler is None or self.steps_per_batch:
+            return
+        if is_plateau(self.scheduler):
+            self.scheduler.step(results.get(TEST_LOSS, results[TRAIN_LOSS]))
+        else:
+            self.scheduler.step()
+
+    def _judge(self, results: dict[str, float]) -> None:
+        """Keep the best weights, count the epochs since."""
+        monitor = self.settings.monitor
+        value = results[monitor.name]
+        if not monitor.is_better(value, than=self.best.value):
+            self.best.waited += 1
+            return
+        self.best = Best(value, self.position.epoch)
+        if self.settings.keep_best:
+            self._write_weights("model_best.pt")
+
+    def _has_lost_patience(self) -> bool:
+        if self.settings.patience is None or self.best.waited < self.settings.patience:
+            return False
+        self.session.log.print(
+            f"No better {self.settings.monitor.name} for {self.best.waited} epochs "
+            f"(best: {self.best.value} at epoch {self.best.epoch}); the training ends here."
+        )
+        return True
+
+    def _close_epoch(self) -> None:
+        epoch = self.position.epoch
+        self.epochs.close()
+        self.position.next_epoch()
+        self.session.epoch = self.position.epoch
+        if epoch % self.settings.save_frequency == 0 and epoch != 0:
+            self._write_weights(f"Model_{epoch}.pt")
+            self._write_checkpoint()
+        leave, end = self.ranks.any(self.interruption.requested is not None, self.state.stop)
+        if leave:
+            self._leave()
+        if end:
+            raise _Ended
+
+    # -- callbacks --
+
+    def _new_state(self) -> TrainingState:
+        return TrainingState(
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            self.session.directory,
+            self.session.log.writer,
+            self.settings.epochs,
+            epoch=self.position.epoch,
+            batch=self.position.batch,
+            step=self.position.step,
+        )
+
+    def _place_state(self, loss: float) -> None:
+        state, position = self.state, self.position
+        state.epoch, state.batch, state.step = position.epoch, position.batch, position.step
+        state.loss = loss
+        state.train_loss = state.test_loss = math.nan
+
+    def _show_to_callbacks(self, results: dict[str, float]) -> None:
+        state = self.state
+        state.epoch = self.position.epoch
+        state.train_loss = results[TRAIN_LOSS]
+        state.test_loss = results.get(TEST_LOSS, math.nan)
+        state.metrics = {name: results[name] for name in self.settings.metrics}
+        self._call("on_epoch")
+
+    def _call(self, event: str) -> None:
+        for callback in self.settings.callbacks:
+            getattr(callback, event)(self.state)
+
+    # -- files --
+
+    def _write_weights(self, name: str) -> None:
+        if self.ranks.is_first:
+            weights(self.model, self.session.directory / name)
+
+    def _is_checkpoint_due(self) -> bool:
+        every = self.settings.save_every
+        if every is None:
+            return False
+        if isinstance(every, datetime.timedelta):
+            return time.monotonic() - self._saved_time >= every.total_seconds()
+        return self.position.step - self._saved_step >= every
+
+    def _write_checkpoint(self, now: State | None = None) -> None:
+        """Write ``last.ckpt``, to go on with the random states `now` (None: the present ones)."""
+        if not self.is_resumable:
+            return
+        write_checkpoint(
+            self.session.directory / LAST,
+            self.parts,
+            self.position,
+            self.best,
+            now or self.epochs.random(),
+            self.epochs.start,
+            self.epochs.length,
+            self.ranks,
+        )
+        self._saved_step, self._saved_time = self.position.step, time.monotonic()
+
+    def _leave(self, now: State | None = None) -> NoReturn:
+        """Write a checkpoint and end as the signal wanted."""
+        self.progress.end()
+        self._write_checkpoint(now)
+        place = f"epoch {self.position.epoch}, batch {self.position.batch}"
+        way_on = "No checkpoint could be written"
+        if self.is_resumable:
+            way_on = f"To go on: train(..., resume={str(self.session.directory)!r})"
+        message = f"Training interrupted at {place}. {way_on}"
+        self.interruption.end(message if self.ranks.is_first else "")
+
+
+def _scalar(name: str, value: Any) -> float:
+    """Return what a metric gave as a number."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ConfigError(
+            f"the metric {name!r} returned shape {tuple(value.shape)}; it must return a number"
+        )
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"the metric {name!r} returned {value!r}; it must return a number"
+        ) from None
