@@ -21,6 +21,7 @@ views. A result is adopted without a copy only if it owns its memory and nobody 
 the solver's buffer, not the pullback's closure.
 """
 
+import itertools
 import sys
 import warnings
 from collections.abc import Mapping
@@ -113,7 +114,7 @@ def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
             args = _declared(solver, args)
             in_args = any(isinstance(a, Tensor) and a.requires_grad for a in args)
         if in_args or x.requires_grad:
-            return cast(Tensor, _Linearization.apply(solver, x, *args))  # type: ignore[no-untyped-call]
+            return _record(solver, x, *args)  # type: ignore[no-any-return]
     return _without_grad(solver, x, args)
 
 
@@ -183,30 +184,42 @@ class _Linearization(torch.autograd.Function):
         if solver.keeps_pullback:
             ticket = Tensor()  # empty; the cheapest there is
             ticket.pullback = pullback  # type: ignore[attr-defined]
-        tensors = [arg for arg in args if isinstance(arg, Tensor)] if args else ()
-        ctx.save_for_backward(x, ticket, *tensors)
-        ctx.solver = solver
-        ctx.pullback = pullback if ticket is None else None
-        ctx.constants = None
-        if len(tensors) < len(args):
+            pullback = None
+        constants = None
+        if args:
             is_tensor = [isinstance(arg, Tensor) for arg in args]
-            ctx.constants = [_TENSOR if t else a for t, a in zip(is_tensor, arguments, strict=True)]
+            ctx.save_for_backward(x, ticket, *itertools.compress(args, is_tensor))
+            if not all(is_tensor):
+                constants = [_TENSOR if t else a for t, a in zip(is_tensor, arguments, strict=True)]
+        else:
+            ctx.save_for_backward(x, ticket)
+        ctx.kept = solver, pullback, constants
         return _adopted(y, x)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         x, ticket, *args = ctx.saved_tensors  # raises if any was changed in place, or freed
-        if ctx.constants is not None:
+        solver, pullback, constants = ctx.kept
+        if constants is not None:
             tensors = iter(args)
-            args = [next(tensors) if c is _TENSOR else c for c in ctx.constants]
-        pullback = ctx.pullback if ticket is None else getattr(ticket, "pullback", None)
-        ctx.pullback = None  # torch frees what it saved; so do we, and a second time costs nothing
+            args = [next(tensors) if c is _TENSOR else c for c in constants]
+        if ticket is not None:
+            pullback = getattr(ticket, "pullback", None)
         if pullback is None:
-            pullback = _made_anew(ctx.solver, x, args)
-        needed = ctx.needs_input_grad[1:]
+            pullback = _made_anew(solver, x, args)
+        else:  # torch frees what it saved; so do we, and a second time costs nothing
+            ctx.kept = solver, None, constants
         if torch.is_grad_enabled():  # create_graph=True
-            return None, *_Cotangents.apply(ctx.solver, pullback, needed, g, x, *args)  # type: ignore[no-untyped-call]
-        return None, *_cotangents(pullback, needed, g, x, args)
+            needed = ctx.needs_input_grad[1:]
+            return None, *_Cotangents.apply(solver, pullback, needed, g, x, *args)  # type: ignore[no-untyped-call]
+        if not args:
+            return None, _adopted(pullback(_array(g))[0], x)
+        return None, *_cotangents(pullback, ctx.needs_input_grad[1:], g, x, args)
+
+
+# What ``_Linearization.apply`` comes to for plain tensors: torch's own wrapper binds signatures and
+# looks for functorch first, a microsecond at each call, which `apply` above has done.
+_record = super(torch.autograd.Function, _Linearization).apply
 
 
 class _Cotangents(torch.autograd.Function):
@@ -288,7 +301,7 @@ def _adopted(array: Any, like: Tensor) -> Tensor:
     if array.size < SMALL or not _is_ours(array.flags) or sys.getrefcount(array) > _sole_holder:
         array = array.copy()
     tensor = torch.from_numpy(array)
-    if tensor.dtype != like.dtype or tensor.device != like.device:
+    if tensor.dtype is not like.dtype or not like.is_cpu:
         tensor = tensor.to(device=like.device, dtype=like.dtype)
     return tensor
 

@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from adeptml_core.registry import Problem, Row
     from adeptml_core.spec import Array, Option, SolverSpec
 
-__all__ = ["SOLVER", "Console", "adeptml", "main", "plugins", "selected", "verb"]
+__all__ = [
+    "SOLVER",
+    "Console",
+    "adeptml",
+    "main",
+    "plugins",
+    "problems_as_json",
+    "selected",
+    "verb",
+]
 
 SCHEMA = 1
 """Version of every JSON document that the command prints."""
@@ -151,7 +160,7 @@ def _reserved_stdout() -> Iterator[IO[str]]:
             return
         stdout.flush()
         private = os.dup(1)
-        os.dup2(_stderr_descriptor(), 1)
+        _turn_to_stderr()
         with open(private, "w", encoding=stdout.encoding, errors="backslashreplace") as stream:
             yield stream
 
@@ -163,11 +172,14 @@ def _is_descriptor_one(stream: IO[str]) -> bool:
         return False
 
 
-def _stderr_descriptor() -> int:
+def _turn_to_stderr() -> None:
+    """Let file descriptor 1 be stderr, or lead nowhere where stderr was closed."""
     try:
-        return os.dup(2)
-    except OSError:  # started with stderr closed
-        return os.open(os.devnull, os.O_WRONLY)
+        os.dup2(2, 1)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
 
 
 class _Finding(click.ClickException):

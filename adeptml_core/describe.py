@@ -10,8 +10,7 @@ import importlib.util
 import inspect
 import json
 import math
-import os
-import sys
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from adeptml_core.registry import (
     installed_version,
     is_met,
     requirement_name,
+    shortened,
 )
 from adeptml_core.spec import ALL_FUNCTIONS, Array, Function, Option, SolverSpec
 
@@ -48,12 +48,7 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         if not self.file:
             return "not found"
-        below = [
-            os.path.relpath(self.file, folder)
-            for folder in map(os.path.abspath, sys.path)
-            if self.file.startswith(os.path.join(folder, ""))
-        ]
-        file = min(below, key=len, default=self.file)
+        file = shortened(self.file)
         return f"{file}:{self.line}" if self.line else file
 
 
@@ -169,7 +164,7 @@ def requirements(entry: Entry, spec: SolverSpec) -> tuple[Requirement, ...]:
 
 
 def _is_of_an_extra(line: str) -> bool:
-    return "extra" in line.partition(";")[2]
+    return re.search(r"\bextra\b", line.partition(";")[2]) is not None
 
 
 # ---- how to use it -----------------------------------------------------------------------------

@@ -64,6 +64,7 @@ __all__ = [
     "requirement_name",
     "scan",
     "select",
+    "shortened",
     "solvers",
     "specs_of",
     "unknown_switches",
@@ -656,11 +657,11 @@ def _one_line(error: BaseException) -> str:
 def _place_of(error: BaseException, module: str) -> str:
     """Return ``package/file.py:line``: the plugin's own last frame on the way to the error."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{_shortened(error.filename)}:{error.lineno}"
+        return f"{shortened(error.filename)}:{error.lineno}"
     frames = list(_frames(error.__traceback__))
     own = [frame for frame in frames if _top(frame[0]) == _top(module)]
     for _, filename, line in reversed(own or frames):
-        return f"{_shortened(filename)}:{line}"
+        return f"{shortened(filename)}:{line}"
     return module
 
 
@@ -674,13 +675,10 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[str, str, int]]:
         trace = trace.tb_next
 
 
-def _shortened(filename: str) -> str:
-    """Return a file's path below the folder of ``sys.path`` it was imported from."""
-    below = [
-        os.path.relpath(filename, folder)
-        for folder in sys.path
-        if folder and filename.startswith(os.path.join(folder, ""))
-    ]
+def shortened(filename: str) -> str:
+    """Return a file's path below the folder of ``sys.path`` it is imported from."""
+    folders = [os.path.join(os.path.abspath(folder), "") for folder in sys.path]
+    below = [filename.removeprefix(folder) for folder in folders if filename.startswith(folder)]
     return min(below, key=len, default=filename)
 
 

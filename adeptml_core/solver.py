@@ -53,6 +53,7 @@ Pullback = Callable[[AnyArray], tuple[AnyArray | None, ...]]
 
 PLANS_KEPT = 256  # shapes seen by one solver; a loader has two or three
 INTEGRAL = "biu"
+SEQUENCE = (tuple, list)  # `tuple | list` would be made anew at every call
 
 
 class Linearizer(Protocol):
@@ -254,7 +255,10 @@ class Solver:
     # -- the way in --
 
     def _point(self, x: AnyArray, given: tuple[Any, ...]) -> _Point:
-        inputs = (x, *[np.asarray(arg) for arg in given]) if given else (x,)
+        if not given and x.dtype in self._dtypes:  # the hot case, without loops
+            plan = self._plans.get((x.shape,)) or self._planned((x.shape,))
+            return _Point((_frozen(x),), plan, x.dtype, x.dtype)
+        inputs = (x, *[np.asarray(arg) for arg in given])
         shapes = tuple([value.shape for value in inputs])
         plan = self._plans.get(shapes) or self._planned(shapes)
         dtype = x.dtype if x.dtype in self._dtypes else self._working_dtype(x.dtype)
@@ -412,7 +416,7 @@ class Solver:
 
     def _run_forward(self, point: _Point) -> tuple[Any, Callable[..., Any] | None]:
         result = self._call("forward", self.function("forward"), point.inputs, self.options)
-        is_pair = isinstance(result, tuple | list)
+        is_pair = isinstance(result, SEQUENCE)
         if self.mode is not Mode.SPLIT_VJP:
             if is_pair:
                 hint = "If it returns (y, pullback), the mode is split_vjp."
@@ -426,7 +430,8 @@ class Solver:
     # -- the way out --
 
     def _returned_y(self, y: Any, point: _Point) -> AnyArray:
-        y = self._real("forward", self.spec.y.name, y, point.dtype)
+        if type(y) is not np.ndarray or y.dtype != point.dtype:
+            y = self._real("forward", self.spec.y.name, y, point.dtype)
         if y.shape != point.plan.y:
             expected = self._spelt(point.plan.y, self.spec.y.shape)
             hint = "One row of y for each row of x." if y.shape[:1] != point.plan.y[:1] else ""
@@ -436,7 +441,8 @@ class Solver:
                 point.plan.y,
                 y.shape,
             )
-        return y if point.given == point.dtype else _narrowed(self.name, "y", y, point.given)
+        checked: AnyArray = y
+        return self._given_back(checked, point, "y")
 
     def _guarded(self, point: _Point, split: Callable[..., Any] | None) -> Pullback:
         """Return the pullback at `point`, checked; `split` is what forward gave in split mode."""
@@ -446,8 +452,8 @@ class Solver:
             if split is not None:
                 return self._cotangents("pullback", self._call("pullback", split, (g,), {}), point)
             if self.mode is Mode.VJP:
-                x, *args = point.inputs
-                result = self._call("vjp", self.function("vjp"), (x, g, *args), self.options)
+                inputs = (point.inputs[0], g, *point.inputs[1:])
+                result = self._call("vjp", self.function("vjp"), inputs, self.options)
                 return self._cotangents("vjp", result, point)
             result = self._call("jacobian", self.function("jacobian"), point.inputs, self.options)
             return self._contracted(result, g, point)
@@ -483,7 +489,7 @@ class Solver:
     def _entries(self, role: str, result: Any) -> tuple[Any, ...]:
         """Return what a derivative function gave as ``(dx, *dargs)``."""
         count = len(self._inputs)
-        if isinstance(result, tuple | list):
+        if isinstance(result, SEQUENCE):
             if len(result) == count or (self._is_plain and len(result) == 1):
                 return tuple(result)
             got = f"returned {len(result)} entries"
@@ -511,17 +517,19 @@ class Solver:
         return tuple(checked)
 
     def _cotangent(self, role: str, index: int, entry: Any, point: _Point) -> AnyArray:
-        value = self._real(role, self._inputs[index].name, entry, point.dtype)
+        value: AnyArray = entry
+        if type(entry) is not np.ndarray or entry.dtype != point.dtype:
+            value = self._real(role, self._inputs[index].name, entry, point.dtype)
         if value.shape != point.plan.inputs[index]:
             self._wrong_cotangent(role, index, value.shape, point)
         if index in point.plan.spread:
             value = value.sum(0)
         return self._given_back(value, point)
 
-    def _given_back(self, value: AnyArray, point: _Point) -> AnyArray:
-        if point.given == point.dtype:
+    def _given_back(self, value: AnyArray, point: _Point, what: str = "a cotangent") -> AnyArray:
+        if point.given is point.dtype or point.given == point.dtype:
             return value
-        return _narrowed(self.name, "a cotangent", value, point.given)
+        return _narrowed(self.name, what, value, point.given)
 
     def _wrong_cotangent(self, role: str, index: int, got: Shape, point: _Point) -> NoReturn:
         array, expected = self.spec.inputs[index], point.plan.inputs[index]

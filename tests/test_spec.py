@@ -1,3 +1,4 @@
+import doctest
 import math
 import pickle
 from typing import Any
@@ -5,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adeptml_core import spec as spec_module
+from adeptml_core import table
 from adeptml_core.errors import ApiVersionError, ConfigError, SpecError
 from adeptml_core.plugin import API, Array, Mode, Option, SolverSpec
 
@@ -363,3 +366,11 @@ def test_options_that_do_not_resolve_are_refused(given: dict[str, Any], message:
     spec = make(options=(Option("length", 1.0), Option("mesh", str)))
     with pytest.raises(ConfigError, match=message):
         spec.resolve_options(given)
+
+
+@pytest.mark.parametrize("module", [spec_module, table])
+def test_the_examples_in_docstrings_run(module: Any) -> None:
+    """What a docstring shows is what happens."""
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -39,6 +39,7 @@ SPARSE = 0.25  # part of the components that a sparse direction or cotangent has
 RETRIED = 12  # suspect lines that are measured again; more would not change the verdict
 SCANNED = 256
 WORST = 6
+ROUNDINGS = 64.0
 MOST_VALUES = 2**24  # numbers that a sweep may hold: 128 MB
 
 
@@ -67,6 +68,7 @@ class Examination:
     is_example: Any
     wrong: Any
     rough: Any
+    typical: Floats
     blocks: list[Block] = field(default_factory=list)
 
 
@@ -241,7 +243,7 @@ def _judged(
     rng: np.random.Generator,
 ) -> Examination:
     measured = sweep(bench, lines)
-    weights, typical = _cotangents(measured, rng)
+    weights, typical = _cotangents(measured, rng, bench.dtype)
     tolerance = tolerance_of(probe, bench.dtype)
     claimed, size = _claims(bench, lines, weights)
     judged = judge(measured, weights, claimed, size, tolerance, typical)
@@ -260,6 +262,7 @@ def _judged(
         np.array([kind == "example" for kind in kinds]),
         wrong=np.zeros_like(judged.suspect),
         rough=np.zeros_like(judged.suspect),
+        typical=typical,
     )
 
 
@@ -270,8 +273,8 @@ def _claims(bench: Bench, lines: Lines, weights: Floats) -> tuple[Floats, Floats
 
 
 def _ignored_where_undefined(judged: Judgement, measured: Sweep) -> Judgement:
-    """Let points be where the solver itself gives nothing finite."""
-    defined = np.isfinite(measured.value).all(axis=1)[:, None]
+    """Let points be where result or gradient is not finite: other checks say whether it may."""
+    defined = np.isfinite(measured.value).all(axis=1)[:, None] & np.isfinite(judged.claimed)
     return Judgement(
         judged.claimed,
         judged.slope,
@@ -284,7 +287,9 @@ def _ignored_where_undefined(judged: Judgement, measured: Sweep) -> Judgement:
     )
 
 
-def _cotangents(measured: Sweep, rng: np.random.Generator) -> tuple[Floats, Floats]:
+def _cotangents(
+    measured: Sweep, rng: np.random.Generator, dtype: np.dtype[Any]
+) -> tuple[Floats, Floats]:
     """Return cotangents (L, C, m) for each line, and the typical slope of each output (m,).
 
     Plain; equalised, so that outputs which hardly move count as much as those that do; equalised
@@ -292,7 +297,7 @@ def _cotangents(measured: Sweep, rng: np.random.Generator) -> tuple[Floats, Floa
     """
     slope, bar, _ = estimate(measured).best()
     known = np.where(np.isfinite(bar), np.abs(slope), 0.0)
-    typical = np.sqrt(np.median(known**2, axis=0)) if len(known) else known.sum(0)
+    typical = _typical(known, dtype)
     count, m = known.shape
     if m == 1:
         return np.ones((count, 1, 1)), typical
@@ -308,10 +313,16 @@ def _cotangents(measured: Sweep, rng: np.random.Generator) -> tuple[Floats, Floa
     return np.stack([plain, second * equal, sparse * equal, single], axis=1), typical
 
 
-def _typical(examined: Examination) -> Floats:
-    slope, bar, _ = estimate(examined.measured).best()
-    known = np.where(np.isfinite(bar), np.abs(slope), 0.0)
-    return np.asarray(np.sqrt(np.median(known**2, axis=0)))
+def _typical(known: Floats, dtype: np.dtype[Any]) -> Floats:
+    """Return the usual slope of each output, against which vanishing ones are measured: (m,).
+
+    The median over all lines; and at least so much that a few roundings of the largest slope are no
+    error: where a sigmoid saturates, its derivative is 1e-100, and a right formula may say 0.
+    """
+    rounding = ROUNDINGS * float(np.finfo(dtype).eps) / TOLERANCE[dtype.name]
+    largest = known.max(axis=0, initial=0.0)
+    usual = np.median(known, axis=0) if len(known) else largest
+    return np.asarray(np.maximum(usual, rounding * largest))
 
 
 def _confirm(examined: Examination) -> None:
@@ -323,7 +334,7 @@ def _confirm(examined: Examination) -> None:
     lines, weights = examined.lines.some(suspects), examined.weights[suspects]
     first = _part(judged, suspects)
     again = retried(
-        examined.bench, lines, weights, first, examined.tolerance, _typical(examined)
+        examined.bench, lines, weights, first, examined.tolerance, examined.typical
     ).suspect
     rough = np.zeros_like(again)
     for column in np.flatnonzero(again.any(axis=0)):
@@ -389,7 +400,7 @@ def _scan(examined: Examination, rng: np.random.Generator) -> None:
 def _screened(bench: RowBench, lines: Lines, rng: np.random.Generator) -> Any:
     """Return the lines whose gradient looks worst after five steps."""
     measured = sweep(bench, lines)
-    weights, typical = _cotangents(measured, rng)
+    weights, typical = _cotangents(measured, rng, bench.dtype)
     claimed, size = _claims(bench, lines, weights)
     judged = _ignored_where_undefined(
         judge(measured, weights, claimed, size, 1e-6, typical), measured
@@ -400,7 +411,7 @@ def _screened(bench: RowBench, lines: Lines, rng: np.random.Generator) -> Any:
 
 def _take_over(examined: Examination, found: Examination) -> None:
     """Let the scan's findings stand for the examination: that is where the fault is."""
-    for name in ("bench", "lines", "labels", "measured", "weights", "judged", "wrong", "rough"):
+    for name in ("bench", "lines", "labels", "measured", "weights", "judged", "wrong", "rough", "typical"):
         setattr(examined, name, getattr(found, name))
     examined.is_example = found.is_example
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from adeptml_core.conformance.basics import cotangent_for, natural
-from adeptml_core.conformance.probe import AnyArray, Probe
-from adeptml_core.conformance.records import Finding, failed, passed
+from adeptml_core.conformance.probe import AnyArray, Inputs, Probe
+from adeptml_core.conformance.records import Finding, Status, failed, passed
 from adeptml_core.errors import Unavailable
 from adeptml_core.spec import Mode
 
@@ -64,6 +64,7 @@ def check_inputs_stay_unchanged(probe: Probe) -> Finding:
         changed = np.argwhere(~_same(value, was))
         if len(changed):
             where = tuple(changed[0])
+            probe.give_copies(f"it changed {name} past its read-only flag")
             return failed(
                 f"the solver changed {name}, past its read-only flag: "
                 f"{was[where]} became {value[where]} at {list(map(int, where))}",
@@ -81,8 +82,18 @@ def _same(first: AnyArray, second: AnyArray) -> Any:
 
 def check_results_are_owned(probe: Probe) -> Finding:
     """Catch a result that is an input, is handed out twice, or changes when the solver goes on."""
-    rng = probe.rng("owned")
     first, second = natural(probe), natural(probe, label="owned second")
+    counts = []
+    for a, b in ((first, second), (probe.stacked(first), probe.stacked(second))):
+        finding = _owned(probe, a, b)
+        if finding.status is not Status.PASSED:
+            return finding
+        counts.append(finding)
+    return _jacobian_is_owned(probe) or counts[0]
+
+
+def _owned(probe: Probe, first: Inputs, second: Inputs) -> Finding:
+    rng = probe.rng("owned")
     y, pullback = probe.linearize(first)
     g = cotangent_for(y, rng)
     y_kept = np.array(y)
@@ -102,7 +113,6 @@ def check_results_are_owned(probe: Probe) -> Finding:
         _shared(results, inputs, "is (a view of) its input")
         or _shared_within(results)
         or _shared(results, later, "shares its memory with a later result,")
-        or _jacobian_is_owned(probe)
         or passed(f"{len(results)} results")
     )
 

@@ -393,7 +393,7 @@ class Probe:
         total = len(inputs[0])
         most = self.rows_per_call(inputs, y_size)
         parts = [
-            np.asarray(self.forward(self._padded(inputs, rows, size)), np.float64)[
+            np.array(self.forward(self._padded(inputs, rows, size)), np.float64)[
                 : rows.stop - rows.start
             ].reshape(rows.stop - rows.start, -1)
             for rows, size in self._chunks(total, most)
@@ -425,7 +425,7 @@ class Probe:
         return tuple(
             None
             if value is None or not self.is_stacked(i)
-            else np.asarray(value, np.float64)[:count].reshape(count, -1)
+            else np.array(value, np.float64)[:count].reshape(count, -1)
             for i, value in enumerate(pulled)
         )
 

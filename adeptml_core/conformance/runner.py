@@ -22,12 +22,12 @@ from adeptml_core.conformance import (
     ownership,
     pullbacks,
     ranges,
-    settings,
     statics,
     surroundings,
     tangents,
     verdicts,
 )
+from adeptml_core.conformance import settings as option_values
 from adeptml_core.conformance.limits import Budget, Hang
 from adeptml_core.conformance.ownership import settle
 from adeptml_core.conformance.probe import Probe
@@ -54,19 +54,36 @@ PARTS = ("static", "contract", "gradient")
 GROUND = ("example", "results")
 """Where these have failed, there is nothing to stand on."""
 
-STEADY = ("deterministic", "pullback-repeatable", "pullback-own-call")
-"""Where one of these has failed, every comparison of two calls fails as well, and says no more."""
+STEADY = ("inputs-unchanged", "deterministic", "pullback-repeatable", "pullback-own-call")
+"""Where one of these has failed, every comparison of two calls may fail as well."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its id, what it is called, the function, and what it stands on."""
+    """One check.
+
+    Parameters
+    ----------
+    id : str
+        Stable: ``expected_failures`` names it.
+    title : str
+        For people.
+    part : str
+        One of `PARTS`.
+    function : callable
+        ``(Subject) -> Finding`` in the static part, ``(Probe) -> Finding`` elsewhere.
+    needs : tuple of str
+        Checks without which this one cannot run.
+    explained_by : tuple of str
+        Checks whose failure makes this one fail as well; it is then skipped: each fault once.
+    """
 
     id: str
     title: str
     part: str
     function: Callable[[Any], Finding]
     needs: tuple[str, ...] = GROUND
+    explained_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,63 +130,69 @@ def _static(spec: SolverSpec) -> Iterator[Check]:
     yield check("parameters", "the functions take what is declared", statics.check_parameters_agree)
     yield check("sizes", "every size is determined", statics.check_sizes_are_determined)
     yield check("inputs-known", "there is something to try", statics.check_example_is_declared)
+    yield check(
+        "expected-failures",
+        "expected failures exist",
+        lambda subject: statics.check_expected_failures_exist(subject, check_ids(spec)),
+    )
 
 
 def _basic(spec: SolverSpec) -> Iterator[Check]:
-    yield Check("example", "the example is valid", "contract", basics.check_example_is_valid, ())
+    yield Check("example", "the example is valid", "contract", basics.check_example_is_valid, ("functions",))
     yield Check(
         "results",
         "shapes, dtypes, finite",
         "contract",
         basics.check_results_are_as_declared,
-        ("example",),
+        ("example", "parameters"),
     )
 
 
 def _contract(spec: SolverSpec) -> Iterator[Check]:
-    def check(
-        name: str, title: str, function: Callable[..., Finding], *more: str
-    ) -> Check:
-        return Check(name, title, "contract", function, (*GROUND, *more))
+    def check(name: str, title: str, function: Callable[..., Finding], *causes: str) -> Check:
+        return Check(name, title, "contract", function, explained_by=causes)
 
     yield check("inputs-unchanged", "inputs stay unchanged", ownership.check_inputs_stay_unchanged)
     yield check("results-owned", "results are the caller's", ownership.check_results_are_owned)
-    yield check("deterministic", "deterministic", pullbacks.check_solver_is_deterministic)
     yield check(
-        "pullback-repeatable", "a pullback called twice", pullbacks.check_pullback_is_repeatable
+        "deterministic",
+        "deterministic",
+        pullbacks.check_solver_is_deterministic,
+        "inputs-unchanged",
+    )
+    yield check(
+        "pullback-repeatable",
+        "a pullback called twice",
+        pullbacks.check_pullback_is_repeatable,
+        *STEADY[:2],
     )
     yield check(
         "pullback-own-call",
         "two forwards, then the first pullback",
         pullbacks.check_pullback_belongs_to_its_call,
-        "deterministic",
-        "pullback-repeatable",
+        *STEADY[:3],
     )
     yield check(
-        "pullback-linear",
-        "linear in the cotangent",
-        pullbacks.check_pullback_is_linear,
-        "pullback-repeatable",
-        "deterministic",
+        "pullback-linear", "linear in the cotangent", pullbacks.check_pullback_is_linear, *STEADY
     )
     yield check(
+        "rows-independent", "rows are independent", batches.check_rows_are_independent, *STEADY
+    )
+    yield check(
+        "batch-sizes",
+        "any batch size",
+        batches.check_batch_size_does_not_matter,
+        *STEADY,
         "rows-independent",
-        "rows are independent",
-        batches.check_rows_are_independent,
-        *STEADY,
     )
     yield check(
-        "batch-sizes", "any batch size", batches.check_batch_size_does_not_matter, *STEADY
-    )
-    yield check(
-        "shared-args",
-        "shared args sum their batch",
-        batches.check_shared_args_sum_their_batch,
-        *STEADY,
+        "shared-args", "shared args sum", batches.check_shared_args_sum_their_batch, *STEADY
     )
     yield check("global-state", "global state is kept", surroundings.check_global_state_is_kept)
     yield check("special-values", "special values", ranges.check_special_values_are_finite)
-    yield check("bounds", "finite within the bounds", ranges.check_bounds_are_kept)
+    yield check(
+        "bounds", "finite within the bounds", ranges.check_bounds_are_kept, "special-values"
+    )
     yield check("precision", "the precision of x is kept", basics.check_precision_is_kept, *STEADY)
     for dtype in spec.dtypes:
         if np.dtype(dtype) != _best(spec):
@@ -178,8 +201,13 @@ def _contract(spec: SolverSpec) -> Iterator[Check]:
                 f"shapes, dtypes, finite in {dtype}",
                 functools.partial(basics.check_results_are_as_declared, dtype=dtype),
             )
-    yield check("jvp", "jvp is the transpose", tangents.check_jvp_agrees, *STEADY)
+    yield check("jvp", "jvp is the transpose", tangents.check_jvp_agrees, *STEADY, *_wrong_x(spec))
     yield check("hvp", "hvp is the second derivative", tangents.check_hvp_agrees, *STEADY)
+
+
+def _wrong_x(spec: SolverSpec) -> tuple[str, ...]:
+    """Return the check that says whether it is the pullback that jvp disagrees with."""
+    return (f"gradient.{spec.x.name}",)
 
 
 def _late(spec: SolverSpec) -> Iterator[Check]:
@@ -187,15 +215,15 @@ def _late(spec: SolverSpec) -> Iterator[Check]:
         "options",
         "other options",
         "contract",
-        settings.check_options_are_followed,
-        (*GROUND, *STEADY),
+        option_values.check_options_are_followed,
+        explained_by=STEADY,
     )
     yield Check(
         "threads",
         "threads do not meet",
         "contract",
         surroundings.check_threads_agree,
-        (*GROUND, *STEADY),
+        explained_by=(*STEADY, "results-owned"),
     )
 
 
@@ -224,7 +252,8 @@ def _gradients(spec: SolverSpec, wanted: Settings) -> Iterator[Check]:
                     dtype=dtype,
                     directions=wanted.directions,
                 ),
-                (*GROUND, *STEADY, *_before(array.name, dtype, best)),
+                needs=(*GROUND, *_before(array.name, dtype, best)),
+                explained_by=(*STEADY, "pullback-linear", "options"),
             )
 
 
@@ -268,6 +297,7 @@ class Run:
         self.budget = Budget(self.settings.budget)
         self.output = io.StringIO()
         self.unavailable = ""
+        self.hang = ""
         self.watch = Watch()
         self._records: dict[str, Record] = {}
 
@@ -290,7 +320,7 @@ class Run:
         watch = Watch()
         try:
             if "options" in self.checks:
-                probe.trials = settings.tried_first(probe)
+                probe.trials = option_values.tried_first(probe)
             settle(probe)
         finally:
             probe.changes_at_first_call = watch.changes()
@@ -315,18 +345,38 @@ class Run:
 
     def _finding(self, check: Check) -> Finding:
         if self.unavailable:
-            return skipped(f"not run: {self.unavailable}")
+            return skipped(f"not run: {self.unavailable}", not_run=True)
+        if self.hang:
+            return skipped(f"not run: {self.hang}", not_run=True)
         for name in check.needs:
-            if name in self.checks and self.record(name).status in (
-                Status.FAILED,
-                Status.INCONCLUSIVE,
-                Status.EXPECTED_FAILURE,
-            ):
-                return skipped(f"not run: it stands on '{name}'")
+            if self._is_bad(name):
+                return skipped(f"not run: it stands on '{name}'", not_run=True)
         if self.budget.left() <= 0:
             more = 4 * (self.settings.budget or 1)
             return inconclusive(f"not run: the budget is used up. --budget {more:g} would do more.")
-        return self._run(check)
+        finding = self._run(check)
+        if finding.status in (Status.FAILED, Status.INCONCLUSIVE) and not self.hang:
+            return self._explained(check, finding)
+        return finding
+
+    def _is_bad(self, name: str) -> bool:
+        if name not in self.checks:
+            return False
+        record = self.record(name)
+        bad = (Status.FAILED, Status.INCONCLUSIVE, Status.EXPECTED_FAILURE)
+        return record.status in bad or bool(record.data.get("not_run"))
+
+    def _explained(self, check: Check, finding: Finding) -> Finding:
+        """Report a fault once: where another check has named the cause, this one only points to it."""
+        for name in check.explained_by:
+            cause = name in self.checks and self.record(name)
+            if not cause or cause.status not in (Status.FAILED, Status.EXPECTED_FAILURE):
+                continue
+            # Wrong options explain a wrong gradient only where a cache mixes them up.
+            if name == "options" and cause.data.get("diagnosis") != Diagnosis.STALE_STATE:
+                continue
+            return skipped(f"{finding.status} as well, as it must: see '{name}'")
+        return finding
 
     def _run(self, check: Check) -> Finding:
         """Run one check; whatever the solver does, there is a finding."""
@@ -340,6 +390,7 @@ class Run:
             self.unavailable = error.reason
             return skipped(f"unavailable: {error.reason}")
         except Hang as error:
+            self.hang = str(error)
             return failed(
                 f"{error}. Is there a loop that waits for convergence without a limit?",
                 hang=True,

@@ -16,6 +16,7 @@ UNSEEN = {"float64": 1e-3, "float32": 1e-2, "float16": 0.2}
 
 QUANTILE = 0.3
 CLEARLY = 10.0
+TINY = 1e-200
 SLOPE_ERRORS, SLOPE_TOLERANCES = 10.0, 30.0
 
 
@@ -100,6 +101,7 @@ def _slope_is_off(examined: Examination) -> bool:
     """Tell whether all probes together show a factor that each alone cannot: ``p = b q``."""
     judged = examined.judged
     good = np.isfinite(judged.bar) & (judged.resolution < 0.3) & ~judged.kinked & ~examined.rough
+    good &= judged.scale > TINY
     if good.sum() < 20:
         return False
     weight = 1 / (judged.resolution[good] + examined.tolerance) / judged.scale[good]

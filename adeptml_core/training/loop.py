@@ -242,7 +242,7 @@ class Training:
             raise
 
     def _train_pass(self, times: _Times) -> None:
-        self.progress.start(self.position.epoch, self.position.batch)
+        self.progress.start(self.position.epoch)
         started = time.perf_counter()
         for item in self._fetched():
             fetched = time.perf_counter()

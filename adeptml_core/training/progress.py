@@ -4,6 +4,7 @@ A bar for an epoch that takes longer than a second, redrawn ten times a second a
 away at its end, so that the printed lines stand as they always did.
 """
 
+import itertools
 import sys
 import time
 from typing import Any, TextIO
@@ -15,7 +16,7 @@ __all__ = ["Progress"]
 PATIENCE = 1.0  # s before a bar appears
 REDRAWN = 0.1  # s between two drawings
 REPORTED = 30.0  # s between two lines where there is no terminal
-WIPE = "\r\033[K"
+WIPE = "\r\033[K\033[?25h"  # the line, and the cursor's hiding
 
 
 class Progress:
@@ -44,9 +45,9 @@ class Progress:
         self._done = 0
         self._began = self._due = 0.0
 
-    def start(self, epoch: int, done: int) -> None:
-        """Begin an epoch of which `done` batches are done already."""
-        self._epoch, self._done = epoch, done
+    def start(self, epoch: int) -> None:
+        """Begin an epoch."""
+        self._epoch, self._done = epoch, 0
         self._began = time.monotonic()
         self._due = self._began + (PATIENCE if self._has_terminal else REPORTED)
 
@@ -64,7 +65,6 @@ class Progress:
     def end(self) -> None:
         """Wipe the bar away."""
         if self._bar is not None:
-            self._bar.render_finish()
             self._stream.write(WIPE)
             self._stream.flush()
             self._bar = None
@@ -72,6 +72,7 @@ class Progress:
     def _draw(self, done: int, loss: float) -> None:
         if self._bar is None:
             self._bar = click.progressbar(
+                itertools.repeat(None) if self._batches is None else None,
                 length=self._batches,
                 label=f"Epoch {self._epoch}",
                 file=self._stream,
