@@ -190,6 +190,10 @@ def test_killed_anywhere(place: str) -> None:
     assert_equal_runs("whole", "killed")
 
 
+def worst(y_pred: Tensor, y: Tensor) -> Tensor:
+    return (y_pred - y).abs().max()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -201,10 +205,10 @@ def test_killed_anywhere(place: str) -> None:
         {"scheduler_per": "epoch", "grad_clip": 0.1},
         {"loader": of_its_own_generator},
         {"loader": weighted},
-        {"metrics": {"worst": lambda y_pred, y: (y_pred - y).abs().max()}},
+        {"metrics": {"worst": worst}},
         {"seed": 9},
     ],
-    ids=lambda c: "+".join(f"{k}={getattr(v, '__name__', v)}" for k, v in c.items()),
+    ids=lambda c: "+".join(f"{k}={getattr(v, '__name__', type(v).__name__)}" for k, v in c.items()),
 )
 def test_killed_with_other_parts(changes: dict[str, Any]) -> None:
     """A checkpoint every three updates, the run killed two updates after the second of them."""

@@ -33,10 +33,10 @@ def spread_of(probe: Probe, index: int) -> Floats:
     else:
         draws = np.stack([probe.draw(rng, 2)[index] for _ in range(8)])
     values = np.asarray(draws, np.float64)
-    spread, largest = values.std(axis=0), np.abs(values).max(initial=0.0)
+    spread, largest = values.std(axis=0), np.abs(values).max(axis=0, initial=0.0)
     varies = spread > 1e-9 * largest
     if not varies.any():
-        return np.full(spread.shape, 0.3 * largest or 1.0)
+        return np.full(spread.shape, 0.3 * largest.max(initial=0.0) or 1.0)
     return np.where(varies, spread, spread[varies].mean())
 
 
