@@ -1,7 +1,7 @@
 """Physics solvers as plugins, differentiable in PyTorch: found by name, proved, trained through.
 
-The names below are imported when they are first asked for (PEP 562), so that ``import adeptml_core``
-costs neither torch nor numpy, and the command that lists solvers answers at once.
+The names below are imported when they are first asked for (PEP 562), so that ``import
+adeptml_core`` costs neither torch nor numpy, and the command that lists solvers answers at once.
 """
 
 import importlib

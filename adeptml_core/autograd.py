@@ -24,7 +24,7 @@ the solver's buffer, not the pullback's closure.
 import itertools
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, cast
 
@@ -114,7 +114,7 @@ def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
             args = _declared(solver, args)
             in_args = any(isinstance(a, Tensor) and a.requires_grad for a in args)
         if in_args or x.requires_grad:
-            return _record(solver, x, *args)  # type: ignore[no-any-return]
+            return _record(solver, x, *args)
     return _without_grad(solver, x, args)
 
 
@@ -179,6 +179,7 @@ class _Linearization(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
         arguments = [_argument(arg) for arg in args]
+        pullback: Pullback | None
         y, pullback = solver.linearize(_array(x), *arguments)
         ticket = None
         if solver.keeps_pullback:
@@ -219,7 +220,7 @@ class _Linearization(torch.autograd.Function):
 
 # What ``_Linearization.apply`` comes to for plain tensors: torch's own wrapper binds signatures and
 # looks for functorch first, a microsecond at each call, which `apply` above has done.
-_record = super(torch.autograd.Function, _Linearization).apply
+_record: Callable[..., Tensor] = super(torch.autograd.Function, _Linearization).apply
 
 
 class _Cotangents(torch.autograd.Function):

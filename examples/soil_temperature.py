@@ -41,10 +41,11 @@ import gzip
 import math
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -56,12 +57,18 @@ from torch import Tensor, nn
 from adeptml_core import MLPConfig, solve
 from adeptml_core.models import MLP
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 DAY = 24  # hours that a forecast spans
 SUMMER = (5, 9)  # first and last month that are forecast: frost would need latent heat
 CELLS = 44
 MEMORY = 5  # days of misses that are remembered
 ODD = 0.5  # K; what exceeds it (rain that runs down the cracks) is no habit, and counts no more
 EVERY = 8  # hours from one forecast to the next in training; must divide a day
+
+Forecaster = Callable[[Tensor, Tensor], Tensor]
+"""``(T, starts) -> forecasts``, as `Profile.forward`."""
 
 
 # ---- measurements --------------------------------------------------------------------------------
@@ -221,8 +228,14 @@ class Profile(nn.Module):
         return 3e-7 * self.network(self.ground.scaled_depth)[:, 0].exp()  # 3e-7: moist loam
 
     def forward(self, T: Tensor, starts: Tensor) -> Tensor:
-        """Return the forecasts, shape (forecasts, sensors - 2)."""
+        """Return the temperatures a day after the starts, as `Ground.conduct` does."""
         return self.ground.conduct(self.diffusivity(), T, starts, self.late)
+
+    @torch.no_grad()
+    def summary(self) -> str:
+        """Say what was learned, in a line."""
+        top, bottom = self.diffusivity()[[0, -1]]
+        return f"{top:.2e} to {bottom:.2e} m^2/s, the end sensors {float(self.late):.1f} h late"
 
 
 class Corrected(Profile):
@@ -247,7 +260,16 @@ class Corrected(Profile):
         soil = T - swing * shares
         forecast = super().forward(soil, starts)
         missed = soil[starts + DAY, 1:-1] - forecast
-        return forecast + self.remembered(missed, starts, len(T)) + swing[starts + DAY] * self.shares
+        return (
+            forecast + self.remembered(missed, starts, len(T)) + swing[starts + DAY] * self.shares
+        )
+
+    @torch.no_grad()
+    def summary(self) -> str:
+        """Say what was learned, in a line."""
+        fade, swing = torch.sigmoid(self.fading), self.shares.max()
+        memory = f"misses count {float(self.weight):.2f} times {fade:.2f}^days"
+        return f"{super().summary()}; {memory}; shares in the swing up to {swing:.1f}"
 
     def remembered(self, missed: Tensor, starts: Tensor, hours: int) -> Tensor:
         """Return what the misses known at each start foretell, shape of `missed`.
@@ -297,22 +319,218 @@ def fit(model: nn.Module, record: Record, years: Iterable[int], steps: int) -> f
     return loss.item()
 
 
+def constant(record: Record, diffusivity: float) -> Forecaster:
+    """Return the forecaster for one diffusivity, m^2/s, at all depths."""
+    ground = Ground(record.depths)
+    everywhere, late = torch.full((CELLS,), diffusivity).double(), torch.zeros(()).double()
+    return lambda T, starts: ground.conduct(everywhere, T, starts, late)
+
+
+@torch.no_grad()
 def best_constant(record: Record, years: Iterable[int]) -> float:
     """Return the diffusivity, m^2/s, that alone forecasts the summers of these years best."""
-    ground, forecasts = Ground(record.depths), Forecasts.of(record, years, EVERY)
+    forecasts = Forecasts.of(record, years, EVERY)
 
     def error(log_diffusivity: float) -> float:
-        got = ground.constant(math.exp(log_diffusivity), record.T, forecasts.starts)
-        return rms(errors(got, record, forecasts))
+        forecaster = constant(record, math.exp(log_diffusivity))
+        return float(rms(errors(forecaster, record, forecasts)))
 
-    return math.exp(minimize_scalar(error, np.log([5e-8, 2e-6]), method="bounded").x)
+    return math.exp(minimize_scalar(error, bounds=np.log([5e-8, 2e-6]), method="bounded").x)
 
 
-def errors(forecast: Tensor, record: Record, forecasts: Forecasts) -> Tensor:
-    """Return forecast minus measurement, shape (judged, sensors - 2), NaN where not measured."""
+def errors(forecaster: Forecaster, record: Record, forecasts: Forecasts) -> Tensor:
+    """Return forecast minus measurement, shape (judged, sensors - 2), K; NaN if not measured."""
+    forecast = forecaster(record.T, forecasts.starts)
     return (forecast - record.T[forecasts.starts + DAY, 1:-1])[forecasts.judged]
 
 
 def rms(error: Tensor, dim: int | None = None) -> Tensor:
-    """Return the root mean square of what was measured."""
+    """Return the root mean square, over what was measured."""
     return error.square().nanmean(dim).sqrt()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was trained on some years, to be judged on others."""
+
+    trained_on: Sequence[int]
+    forecasters: dict[str, Forecaster]
+    profile: Tensor  # (CELLS,), m^2/s: that of the last model
+
+
+def trial(record: Record, years: Sequence[int], steps: int) -> Trial:
+    """Train both models on the summers of these years, and find their best constant."""
+    best = best_constant(record, years)
+    print(f"\ntrained on {listed(years)}: best constant {best:.2e} m^2/s", flush=True)
+    forecasters: dict[str, Forecaster] = {
+        "persistence": lambda T, starts: T[starts, 1:-1],
+        "best constant": constant(record, best),
+    }
+    for kind in (Profile, Corrected):
+        started = time.perf_counter()
+        torch.manual_seed(0)
+        model = kind(record.depths)
+        fit(model, record, years, steps)
+        forecasters[kind.__name__.lower()] = model
+        print(f"  {model.summary()}   ({time.perf_counter() - started:.0f} s)", flush=True)
+    return Trial(years, forecasters, model.diffusivity().detach())
+
+
+@torch.no_grad()
+def judged(record: Record, trial: Trial, year: int) -> dict[str, Tensor]:
+    """Print and return each forecaster's error in the summer of a year, shape (1 + inner,), K.
+
+    The first is that over all inner depths.
+    """
+    forecasts = Forecasts.of(record, [year])
+    count, columns = (
+        int(forecasts.judged.sum()),
+        ["all", *(f"{d * 100:.0f}" for d in inner(record))],
+    )
+    print(f"\nheld back: {year}, {count} forecasts; RMS error in K, by depth in cm")
+    print(f"  {'':14s}" + "".join(f"{column:>7s}" for column in columns))
+    found = {}
+    for name, forecaster in trial.forecasters.items():
+        error = errors(forecaster, record, forecasts)
+        found[name] = torch.cat([rms(error)[None], rms(error, dim=0)])
+        print(f"  {name:14s}" + "".join(f"{value:7.3f}" for value in found[name]), flush=True)
+    return found
+
+
+def inner(record: Record) -> NDArray[np.float64]:
+    """Return the depths that are forecast, m."""
+    return record.depths[1:-1]
+
+
+def listed(years: Sequence[int]) -> str:
+    """Return the years as one reads them."""
+    return " and ".join(", ".join(map(str, years)).rsplit(", ", 1))
+
+
+# ---- the picture ---------------------------------------------------------------------------------
+
+STYLE = {  # of each forecaster: colour, line style
+    "persistence": ("#b9bec6", "-"),
+    "best constant": ("#6b7280", "--"),
+    "profile": ("#d9772b", "-"),
+    "corrected": ("#1f5fa8", "-"),
+}
+SHOWN = ("profile", "corrected")  # over the fortnight
+FORTNIGHT = 14 * DAY
+
+
+def draw(
+    path: Path, record: Record, trials: Sequence[Trial], year: int, found: Mapping[str, Tensor]
+) -> None:
+    """Draw the learned profiles, the errors by depth, and a fortnight of the summer held back."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure = plt.figure(figsize=(11, 8.2), layout="constrained")
+    profiles, by_depth, fortnight = figure.subplot_mosaic(
+        [["profiles", "errors"], ["fortnight", "fortnight"]], height_ratios=(1, 1)
+    ).values()
+    draw_profiles(profiles, record, trials)
+    draw_errors(by_depth, record, found)
+    draw_fortnight(fortnight, record, trials[-1], year)
+    profiles.set_title("What the soil conducts", loc="left", fontweight="bold")
+    by_depth.set_title(f"A day ahead, in {year}, held back", loc="left", fontweight="bold")
+    for axes in (profiles, by_depth, fortnight):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def draw_profiles(axes: "Axes", record: Record, trials: Sequence[Trial]) -> None:
+    """Draw the diffusivity over depth: a line for each set of summers trained on."""
+    top, bottom = 100 * record.depths[[0, -1]]
+    cells = np.linspace(top, bottom, 2 * CELLS + 1)[1::2]
+    for trial, colour in zip(trials, ("#1f5fa8", "#4fa3a5", "#8a6fb0", "#c25b7a"), strict=False):
+        label = f"learned in {listed(trial.trained_on)}"
+        axes.plot(1e6 * trial.profile, cells, color=colour, lw=2, label=label)
+    for depth in 100 * record.depths:
+        axes.plot(0.0, depth, ">", color="black", ms=4, clip_on=False)
+    axes.set(xlabel="diffusivity  [mm²/s]", ylabel="depth  [cm]", xlim=(0, None))
+    axes.set_ylim(bottom + 5, 0)
+    axes.legend(frameon=False, loc="lower left")
+
+
+def draw_errors(axes: "Axes", record: Record, found: Mapping[str, Tensor]) -> None:
+    """Draw the errors over depth."""
+    for name, (colour, line) in STYLE.items():
+        overall, *by_depth = found[name].tolist()
+        label = f"{name}: {overall:.2f} K"
+        axes.plot(by_depth, 100 * record.depths[1:-1], line, color=colour, lw=2, label=label)
+    axes.set(xlabel="RMS error  [K]", ylabel="depth  [cm]", xscale="log")
+    axes.set_ylim(100 * record.depths[-1] + 5, 0)
+    axes.set_xticks([0.03, 0.1, 0.3, 1.0], ["0.03", "0.1", "0.3", "1"])
+    axes.minorticks_off()
+    axes.legend(frameon=False, loc="lower right")
+
+
+def draw_fortnight(axes: "Axes", record: Record, trial: Trial, year: int) -> None:
+    """Draw what was measured, and what had been forecast the day before."""
+    forecasts = Forecasts.of(record, [year])
+    starts = forecasts.starts[forecasts.judged]
+    begin = np.searchsorted(record.clock[starts], np.datetime64(f"{year}-07-08T00", "h"))
+    shown = slice(min(int(begin), max(0, len(starts) - FORTNIGHT)), None)
+    rows = (starts[shown][:FORTNIGHT] + DAY).numpy()
+    days = (record.clock[rows] - record.clock[rows[0]]).astype(int) / DAY
+    for sensor in (1, 3):
+        axes.plot(days, record.T[rows, sensor], color="black", lw=5, alpha=0.2)
+        for name in SHOWN:
+            with torch.no_grad():
+                got = trial.forecasters[name](record.T, forecasts.starts)[forecasts.judged]
+            colour, line = STYLE[name]
+            axes.plot(days, got[shown][:FORTNIGHT, sensor - 1], line, color=colour, lw=1.4)
+        depth = f"{100 * record.depths[sensor]:.0f} cm"
+        axes.annotate(depth, (days[-1], record.T[rows[-1], sensor]), (6, -4),
+                      textcoords="offset points")  # fmt: skip
+    axes.plot([], [], color="black", lw=5, alpha=0.2, label="measured")
+    for name in SHOWN:
+        axes.plot([], [], color=STYLE[name][0], label=f"{name}, forecast the day before")
+    axes.set(xlabel=f"days from {str(record.clock[rows[0]])[:10]}", ylabel="temperature  [°C]")
+    axes.set_title("A fortnight of forecasts", loc="left", fontweight="bold")
+    axes.set_ylim(top=axes.get_ylim()[1] + 1.5)
+    axes.legend(frameon=False, loc="upper left", ncols=3)
+
+
+# ---- the story -----------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[int, dict[str, float]]:
+    """Run the example; return the errors over all inner depths, K, by year held back and model."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("files", nargs="+", type=Path, help="a station's CSV, or several of them")
+    parser.add_argument("--hold-back", type=int, action="append", metavar="YEAR")
+    parser.add_argument("--out", type=Path, default=Path("soil"), help="folder for the picture")
+    parser.add_argument("--quick", action="store_true", help="a few steps: does everything work?")
+    settings = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+
+    record = read(settings.files)
+    years = [int(y) for y in np.unique(record.year) if y]
+    years = [y for y in years if Forecasts.of(record, [y]).judged.sum() > 10 * DAY]
+    held_back = settings.hold_back or years
+    if len(years) < 2 or not set(held_back) <= set(years):
+        parser.error(f"the files have the summers {years}; two are needed, one of them held back")
+
+    trials, errors_of = [], {}
+    for year in held_back:
+        others = [y for y in years if y != year]
+        trials.append(trial(record, others, steps=20 if settings.quick else 150))
+        found = judged(record, trials[-1], year)
+        errors_of[year] = {name: float(error[0]) for name, error in found.items()}
+    picture = settings.out / "soil_temperature.png"
+    settings.out.mkdir(parents=True, exist_ok=True)
+    try:
+        draw(picture, record, trials, held_back[-1], found)
+        print(f"picture: {picture}")
+    except ImportError:
+        print('no picture: matplotlib is missing (pip install "adeptml-core[examples]")')
+    return errors_of
+
+
+if __name__ == "__main__":
+    main()

@@ -144,7 +144,9 @@ def check_precision_is_kept(probe: Probe) -> Finding:
     if finding is not None or narrow.name not in probe.spec.dtypes:
         return finding or passed("float64 throughout")
     nudged = tuple(
-        (v * (1 + 6e-8 * rng.choice([-1.0, 1.0], v.shape))).astype(wide) if v.dtype.kind == "f" else v
+        (v * (1 + 6e-8 * rng.choice([-1.0, 1.0], v.shape))).astype(wide)
+        if v.dtype.kind == "f"
+        else v
         for v in fine
     )
     g = None

@@ -1,4 +1,4 @@
-"""Rows and batches: is a row its own affair, at any batch size, with shared and per-sample args?
+"""Rows and batches: a row is its own affair, at any batch size, with shared and per-sample args.
 
 Core cuts batches into chunks and pads them, data loaders end in a short batch, and a user who tries
 one sample expects what the batch gave. All of that rests on `row_independent`.
@@ -90,8 +90,7 @@ def check_rows_are_independent(probe: Probe) -> Finding:
         swapped[row] = -3 * g[row - 1]
         cases.append((f"with row {row} changed", _Answer(probe, changed, swapped), kept, kept))
     cases += [
-        ("alone", _Answer(probe, probe.take(base, [row]), g[[row]]), [0], [row])
-        for row in range(4)
+        ("alone", _Answer(probe, probe.take(base, [row]), g[[row]]), [0], [row]) for row in range(4)
     ]
     return _first_difference(probe, together, cases) or passed()
 
@@ -106,7 +105,7 @@ def _first_difference(
     probe: Probe, together: _Answer, cases: list[tuple[str, _Answer, Any, Any]]
 ) -> Finding | None:
     for label, answer, theirs, ours in cases:
-        for number, name in enumerate(answer.names):
+        for number in range(len(answer.names)):
             got, expected = answer.rows(theirs)[number], together.rows(ours)[number]
             off, row = _difference(got, expected, together.values[number])
             if not within(probe, off, _limit(probe)):
@@ -149,7 +148,7 @@ def _is_whole(value: float) -> bool:
 
 
 def check_batch_size_does_not_matter(probe: Probe) -> Finding:
-    """Catch what goes wrong in large batches only: a chunk's end, a block's remainder, a last row."""
+    """Catch what only large batches get wrong: a chunk's end, a block's remainder, a last row."""
     if probe.coupled:
         return skipped("rows depend on each other")
     total = LARGE if probe.compiles or probe.seconds(MORE) > 1.0 else MORE

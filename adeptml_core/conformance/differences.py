@@ -24,6 +24,7 @@ References
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,10 +70,10 @@ class Sweep:
             np.sqrt(self.floor**2 @ weights.T**2),
         )
 
-    def some(self, which: object) -> "Sweep":
+    def some(self, which: Any) -> "Sweep":
         """Return some of the lines."""
         parts = (self.steps, self.slopes, self.bends, self.value, self.floor)
-        return Sweep(*(part[which] for part in parts))  # type: ignore[index]
+        return Sweep(*(part[which] for part in parts))
 
 
 def sweep(bench: Bench, lines: Lines) -> Sweep:
@@ -119,7 +120,8 @@ class Estimates:
     Parameters
     ----------
     slope, bar : ndarray, shape (L, S, C)
-        The estimates over S pairs of step and order, and their error bars (inf where there is none).
+        The estimates over S pairs of step and order, and their error bars (inf where there is
+        none).
     step : ndarray of int, shape (S,)
         Which step is the finest that each uses.
     order : ndarray of int, shape (S,)

@@ -1,4 +1,4 @@
-"""The gradient of each array, by differences: is it right, at every kind of point?
+"""The gradient of each array, by differences: whether it is right, at every kind of point.
 
 For each differentiable array, lines are drawn through the example, through the declared bounds and
 beyond the example; each is judged with several cotangents (`adeptml_core.conformance.judgement`),
@@ -91,6 +91,7 @@ def examine(
         examined elsewhere.
     """
     rng = probe.rng(f"gradient:{probe.name(index)}:{dtype.name}")
+    bench: CallBench | RowBench
     if probe.coupled or not probe.is_stacked(index):
         bench, labels = _call_bench(probe, dtype, thorough)
     else:
@@ -110,9 +111,7 @@ def examine(
 # ---- points -----------------------------------------------------------------------------------
 
 
-def _call_bench(
-    probe: Probe, dtype: np.dtype[Any], thorough: bool
-) -> tuple[CallBench, list[str]]:
+def _call_bench(probe: Probe, dtype: np.dtype[Any], thorough: bool) -> tuple[CallBench, list[str]]:
     """Return a few whole calls as points."""
     rng = probe.rng("call points")
     batch = 3 if probe.spec.row_independent is False else 1 if probe.coupled else 2
@@ -274,7 +273,8 @@ def _claims(bench: Bench, lines: Lines, weights: Floats) -> tuple[Floats, Floats
 
 def _ignored_where_undefined(judged: Judgement, measured: Sweep) -> Judgement:
     """Let points be where result or gradient is not finite: other checks say whether it may."""
-    defined = np.isfinite(measured.value).all(axis=1)[:, None] & np.isfinite(judged.claimed)
+    finite = np.asarray(np.isfinite(measured.value).all(axis=1))
+    defined = finite[:, None] & np.isfinite(judged.claimed)
     return Judgement(
         judged.claimed,
         judged.slope,
@@ -341,7 +341,9 @@ def _confirm(examined: Examination) -> None:
         found = roughness(examined.bench, lines, weights[:, column])
         rough[:, column] = _explained(found, first.error[:, column], lines) & again[:, column]
     if rough.sum() > again.sum() / 2:
-        rough |= again & (np.abs(first.error) <= 3 * np.max(np.abs(first.error), where=rough, initial=0))
+        rough |= again & (
+            np.abs(first.error) <= 3 * np.max(np.abs(first.error), where=rough, initial=0)
+        )
     examined.wrong[suspects] = again & ~rough
     examined.rough[suspects] = rough
 
@@ -411,7 +413,17 @@ def _screened(bench: RowBench, lines: Lines, rng: np.random.Generator) -> Any:
 
 def _take_over(examined: Examination, found: Examination) -> None:
     """Let the scan's findings stand for the examination: that is where the fault is."""
-    for name in ("bench", "lines", "labels", "measured", "weights", "judged", "wrong", "rough", "typical"):
+    for name in (
+        "bench",
+        "lines",
+        "labels",
+        "measured",
+        "weights",
+        "judged",
+        "wrong",
+        "rough",
+        "typical",
+    ):
         setattr(examined, name, getattr(found, name))
     examined.is_example = found.is_example
 
@@ -425,9 +437,7 @@ def _whole_jacobian(examined: Examination, rng: np.random.Generator) -> None:
     if examined.wrong.any():
         worst = _worst_lines(examined.wrong, examined.judged)[0]
         point = int(examined.lines.point[worst])
-    block = compare(
-        examined.bench, examined.index, point, examined.scale, rng, examined.tolerance
-    )
+    block = compare(examined.bench, examined.index, point, examined.scale, rng, examined.tolerance)
     if block.wrong.any() and not examined.wrong.any():
         block = _without_jumps(examined, block)
     examined.blocks.append(block)

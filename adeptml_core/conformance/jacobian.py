@@ -4,11 +4,15 @@ Where it is small (n inputs up to 64, m outputs up to 256) it is compared entry 
 is larger, inputs and outputs are split into disjoint random groups with random signs, and what is
 compared is the Jacobian compressed from both sides,
 
-.. math:: S_y J S_x, \quad S_y \in \{-1, 0, 1\}^{groups \times m}, \; S_x \in \{-1, 0, 1\}^{n \times groups}.
+.. math::
+
+    S_y J S_x, \quad
+    S_y \in \{-1, 0, 1\}^{groups \times m}, \;
+    S_x \in \{-1, 0, 1\}^{n \times groups}.
 
 Every entry of J is in exactly one entry of that, so that one wrong entry among millions cannot
-escape, and among fewer companions than in a dense direction it weighs more. Then the group is opened
-and the entry named.
+escape, and among fewer companions than in a dense direction it weighs more. Then the group is
+opened and the entry named.
 """
 
 from dataclasses import dataclass
@@ -63,7 +67,9 @@ class Block:
     @property
     def is_full(self) -> bool:
         """Whether each entry is one entry of the Jacobian itself."""
-        single = [np.count_nonzero(g, axis=1).max(initial=0) <= 1 for g in (self.outputs, self.inputs)]
+        single = [
+            np.count_nonzero(g, axis=1).max(initial=0) <= 1 for g in (self.outputs, self.inputs)
+        ]
         return all(single)
 
 

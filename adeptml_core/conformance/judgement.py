@@ -1,18 +1,19 @@
 """When a gradient is wrong, when it is not, and when nobody can tell.
 
 A probe is a line and a cotangent w: the differences give ``q = w . df/dt`` with an error bar E, the
-pullback claims ``p = pullback(w) . direction``. It fails where **all** of these hold, so that a right
-gradient of an awkward function passes:
+pullback claims ``p = pullback(w) . direction``. It fails where **all** of these hold, so that a
+right gradient of an awkward function passes:
 
-1. ``|p - q| > tol * scale + 10 E``. Measured on smooth, right solvers the error never exceeded about
-   2 E; ten is a wide berth. The scale is not q alone, which may vanish by cancellation, but the size
-   of what cancelled.
+1. ``|p - q| > tol * scale + 10 E``. Measured on smooth, right solvers the error never exceeded
+   about 2 E; ten is a wide berth. The scale is not q alone, which may vanish by cancellation, but
+   the size of what cancelled.
 2. No other accurate estimate (another step or order) agrees with p.
-3. The point is not at a kink: the bend ``f(h) + f(-h) - 2 f(0)`` over h does not persist as h shrinks.
+3. The point is not at a kink: the bend ``f(h) + f(-h) - 2 f(0)`` over h does not persist as h
+   shrinks.
 4. It fails again, by about the same amount, with other steps.
-5. The disagreement is not what jumps of the value explain. An adaptive or iterative solver is a patchwork
-   of smooth pieces with small jumps between; its derivative inside a piece differs from the ideal
-   one by up to jump / size of the piece.
+5. The disagreement is not what jumps of the value explain. An adaptive or iterative solver is a
+   patchwork of smooth pieces with small jumps between; its derivative inside a piece differs from
+   the ideal one by up to jump / size of the piece.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import numpy as np
 from adeptml_core.conformance.differences import Estimates, Sweep, estimate, sweep
 from adeptml_core.conformance.lines import Bench, Floats, Lines, make_lines
 
-__all__ = ["BARS", "Judgement", "Roughness", "judge", "roughness", "retried"]
+__all__ = ["BARS", "Judgement", "Roughness", "judge", "retried", "roughness"]
 
 BARS = 10.0
 AGREES = 0.25  # of the error: an estimate this near the gradient supports it ...
@@ -137,7 +138,12 @@ def _supported(estimates: Estimates, claimed: Floats, error: Floats) -> Any:
 
 
 def _kinked(measured: Sweep, weights: Floats | None, step: Any, error: Floats) -> Any:
-    """Tell where the bend persists as the step shrinks: the function has a kink at the point."""
+    """Tell where the bend persists as the step shrinks: the function has a kink at the point.
+
+    Either in the weighted sum itself, where the bend must be large enough to explain the error; or
+    in any output along the line: where a sort or an eigenvalue has a tie, the outputs that bend
+    are not those whose claimed slope is off, but there is no derivative for any of them.
+    """
     bends = np.nan_to_num(measured.bends, nan=0.0, posinf=0.0, neginf=0.0)
     if weights is None:
         bend = np.abs(bends)
@@ -146,7 +152,18 @@ def _kinked(measured: Sweep, weights: Floats | None, step: Any, error: Floats) -
     here = np.take_along_axis(bend, step[:, None, :], axis=1)[:, 0]
     finer = np.minimum(step + 2, bend.shape[1] - 1)
     later = np.take_along_axis(bend, finer[:, None, :], axis=1)[:, 0]
-    return (here > BENT * np.abs(error)) & (later > PERSISTS * here)
+    in_sum = (here > BENT * np.abs(error)) & (later > PERSISTS * here)
+    return in_sum | _bent_somewhere(measured, bends)[:, None]
+
+
+def _bent_somewhere(measured: Sweep, bends: Floats) -> Any:
+    """Tell which lines go through a kink of some output: its bend stays the same at every step."""
+    size = np.abs(bends)
+    middle = slice(size.shape[1] // 3, 1 + 2 * size.shape[1] // 3)  # neither truncation nor noise
+    size, steps = size[:, middle], measured.steps[:, middle, None]
+    clear = size > 100 * measured.floor[:, None] / steps
+    stays = size.min(axis=1) > (1 - PERSISTS / 4) * size.max(axis=1)
+    return (clear.all(axis=1) & stays).any(axis=1)
 
 
 def retried(
@@ -226,4 +243,4 @@ def _fourth(bench: Bench, lines: Lines, weights: Floats, multiples: Floats) -> F
     with np.errstate(invalid="ignore", over="ignore"):
         values = np.diff(bench.at(lines, np.rint(multiples)), 4, axis=1)
         total = np.sqrt(np.einsum("lpm,lm->lp", values**2, weights**2, optimize=True))
-    return np.nan_to_num(total, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.asarray(np.nan_to_num(total, nan=0.0, posinf=0.0, neginf=0.0))

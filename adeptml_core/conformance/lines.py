@@ -23,7 +23,7 @@ __all__ = ["RATIO", "Bench", "CallBench", "Floats", "Lines", "RowBench", "make_l
 Floats = NDArray[np.float64]
 
 RATIO = 4.0
-"""Between steps. 2 would need twice the calls for the same span, 10 leaves too few for Richardson."""
+"""Between steps. 2 would need twice the calls for a span, 10 leaves too few for Richardson."""
 
 LONGEST_STEP = 0.5  # in units of the direction, which has about the size of the data's own spread
 ROOM = 0.9  # of the way to the bounds, so that rounding does not cross them

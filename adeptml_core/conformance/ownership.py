@@ -20,7 +20,9 @@ from adeptml_core.spec import Mode
 __all__ = ["check_inputs_stay_unchanged", "check_results_are_owned", "settle"]
 
 READ_ONLY = ("read-only", "readonly", "not writeable", "not writable")
-WORK = 10_000  # steps that the exact test for overlap may take before the bounds decide
+# Steps that the exact test for overlap may take before the bounds decide. (Any, because numpy's
+# stubs admit only -1 and 0.)
+WORK: Any = 10_000
 
 Named = list[tuple[str, AnyArray]]
 
@@ -77,7 +79,8 @@ def check_inputs_stay_unchanged(probe: Probe) -> Finding:
 
 
 def _same(first: AnyArray, second: AnyArray) -> Any:
-    return (first == second) | ((first != first) & (second != second))
+    both_nan = np.not_equal(first, first) & np.not_equal(second, second)
+    return (first == second) | both_nan
 
 
 def check_results_are_owned(probe: Probe) -> Finding:
@@ -179,7 +182,9 @@ def _jacobian_is_owned(probe: Probe) -> Finding | None:
     for value, was in zip(first, kept, strict=True):
         if not _same(value, was).all():
             return _changed("the Jacobian", "the solver was called again")
-    named = [[(f"the Jacobian {i}", v) for i, v in enumerate(entries)] for entries in (first, second)]
+    named = [
+        [(f"the Jacobian {i}", v) for i, v in enumerate(entries)] for entries in (first, second)
+    ]
     return _shared(named[0], named[1], "shares its memory with a later result,")
 
 

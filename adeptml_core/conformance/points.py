@@ -37,7 +37,7 @@ def spread_of(probe: Probe, index: int) -> Floats:
     varies = spread > 1e-9 * largest
     if not varies.any():
         return np.full(spread.shape, 0.3 * largest.max(initial=0.0) or 1.0)
-    return np.where(varies, spread, spread[varies].mean())
+    return np.asarray(np.where(varies, spread, spread[varies].mean()))
 
 
 def joined(stacks: list[Inputs], probe: Probe) -> Inputs:
@@ -61,9 +61,9 @@ def _replaced(
 def _varied(probe: Probe, bounded: bool) -> Iterator[int]:
     """Yield the floating inputs that can be stacked and are bounded, or are not."""
     for index, array in enumerate(probe.spec.inputs):
-        if array.dtype is None and probe.is_stacked(index):
-            if probe.is_bounded(index) is bounded:
-                yield index
+        floating = array.dtype is None
+        if floating and probe.is_stacked(index) and probe.is_bounded(index) is bounded:
+            yield index
 
 
 def _families(
@@ -103,7 +103,9 @@ def bounded_points(
             points.append((name, _replaced(probe, base, row, {index: value}, dtype)))
     for row in range(6 if len(inputs) > 1 else 0):
         values = {
-            index: (log_uniform if row % 2 else rng.uniform)(*_arguments(probe, index, base, rng, row))
+            index: (log_uniform if row % 2 else rng.uniform)(
+                *_arguments(probe, index, base, rng, row)
+            )
             for index in inputs
         }
         points.append(("jointly", _replaced(probe, base, row, values, dtype)))

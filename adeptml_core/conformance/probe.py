@@ -1,7 +1,7 @@
 """A solver under examination: its calls counted, timed and limited, its inputs drawn and stacked.
 
-**Stacking.** Where rows are independent, each row of a batch is an experiment of its own: a point, a
-direction, a step. One forward then serves thousands of experiments, which is what makes a proof
+**Stacking.** Where rows are independent, each row of a batch is an experiment of its own: a point,
+a direction, a step. One forward then serves thousands of experiments, which is what makes a proof
 affordable. Arrays that a solver takes shared only (``batched=False``) cannot be stacked; they are
 the same for all rows of a call.
 """
@@ -51,7 +51,7 @@ def magnitude(values: Any) -> float:
 
 
 def close(first: Any, second: Any) -> float:
-    """Return ``max|first - second| / max(|first|, |second|)``; infinity where only one is finite."""
+    """Return ``max|first - second| / max(|first|, |second|)``; inf where only one is finite."""
     first = np.asarray(first, dtype=np.float64)
     second = np.asarray(second, dtype=np.float64)
     finite = np.isfinite(first) & np.isfinite(second)
@@ -132,7 +132,11 @@ class Probe:
             distribution=self.distribution,
             version=self.version,
         )
-        other.writes_inputs, other.coupled, other.noise = self.writes_inputs, self.coupled, self.noise
+        other.writes_inputs, other.coupled, other.noise = (
+            self.writes_inputs,
+            self.coupled,
+            self.noise,
+        )
         return other
 
     def give_copies(self, message: str) -> None:
@@ -169,7 +173,7 @@ class Probe:
         return f"{role} '{self.name(index)}'" if self.name(index) != role else role
 
     def where(self, role: str = "") -> str:
-        """Return ``my_flow.solver:vjp (my_flow/solver.py:61)`` for the derivative, or for `role`."""
+        """Return ``flow.solver:vjp (flow/solver.py:61)`` for the derivative, or for `role`."""
         if not role:
             role = {Mode.SPLIT_VJP: "forward"}.get(self.solver.mode, self.solver.mode.value)
         declared = getattr(self.spec, role, None)

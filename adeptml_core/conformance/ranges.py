@@ -114,8 +114,8 @@ def _short(value: Any) -> str:
 def check_special_values_are_finite(probe: Probe) -> Finding:
     """Catch 0/0 at values that drawing never meets: zero, equal entries, whole numbers.
 
-    Inside declared bounds they are part of the promise. Where an array has none, nothing is promised
-    in so many words, and what is found is said without a failure.
+    Inside declared bounds they are part of the promise. Where an array has none, nothing is
+    promised in so many words, and what is found is said without a failure.
     """
     base = probe.take(probe.examples("special", 2), slice(0, 1))
     notes: list[str] = []

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, SupportsInt
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def failed(
     diagnosis: Diagnosis = Diagnosis.CONTRACT,
     *,
     array: str | None = None,
-    index: Iterable[int] | None = None,
+    index: Iterable[SupportsInt] | None = None,
     expected: Any = None,
     got: Any = None,
     **data: Any,
@@ -195,12 +195,10 @@ def plain(value: Any) -> Any:
     """Return `value` in types that strict JSON has; NaN and infinities become strings."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if value is None or isinstance(value, bool | int | float):

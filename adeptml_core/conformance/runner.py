@@ -1,4 +1,4 @@
-"""One runner for ``check``, ``validate`` and ``gradcheck``: it decides what runs, and in which order.
+"""One runner for ``check``, ``validate`` and ``gradcheck``: it decides what runs, in which order.
 
 The cheap and telling checks come first, so that a budget buys as much as it can. A check whose
 ground has given way is skipped with the reason: one fault is reported once.
@@ -56,6 +56,9 @@ GROUND = ("example", "results")
 
 STEADY = ("inputs-unchanged", "deterministic", "pullback-repeatable", "pullback-own-call")
 """Where one of these has failed, every comparison of two calls may fail as well."""
+
+ROWS = ("rows-independent", "batch-sizes")
+"""Where one of these has failed, gradients that are measured in stacks of rows may fail as well."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,9 @@ def _static(spec: SolverSpec) -> Iterator[Check]:
 
 
 def _basic(spec: SolverSpec) -> Iterator[Check]:
-    yield Check("example", "the example is valid", "contract", basics.check_example_is_valid, ("functions",))
+    yield Check(
+        "example", "the example is valid", "contract", basics.check_example_is_valid, ("functions",)
+    )
     yield Check(
         "results",
         "shapes, dtypes, finite",
@@ -191,9 +196,19 @@ def _contract(spec: SolverSpec) -> Iterator[Check]:
     yield check("global-state", "global state is kept", surroundings.check_global_state_is_kept)
     yield check("special-values", "special values", ranges.check_special_values_are_finite)
     yield check(
-        "bounds", "finite within the bounds", ranges.check_bounds_are_kept, "special-values"
+        "bounds",
+        "finite within the bounds",
+        ranges.check_bounds_are_kept,
+        "special-values",
+        *_further(spec),
     )
-    yield check("precision", "the precision of x is kept", basics.check_precision_is_kept, *STEADY)
+    yield check(
+        "precision",
+        "the precision of x is kept",
+        basics.check_precision_is_kept,
+        *STEADY,
+        *_further(spec),
+    )
     for dtype in spec.dtypes:
         if np.dtype(dtype) != _best(spec):
             yield check(
@@ -203,6 +218,11 @@ def _contract(spec: SolverSpec) -> Iterator[Check]:
             )
     yield check("jvp", "jvp is the transpose", tangents.check_jvp_agrees, *STEADY, *_wrong_x(spec))
     yield check("hvp", "hvp is the second derivative", tangents.check_hvp_agrees, *STEADY)
+
+
+def _further(spec: SolverSpec) -> tuple[str, ...]:
+    """Return the checks of shapes and dtypes in all dtypes but the best."""
+    return tuple(f"results.{d}" for d in spec.dtypes if np.dtype(d) != _best(spec))
 
 
 def _wrong_x(spec: SolverSpec) -> tuple[str, ...]:
@@ -253,7 +273,7 @@ def _gradients(spec: SolverSpec, wanted: Settings) -> Iterator[Check]:
                     directions=wanted.directions,
                 ),
                 needs=(*GROUND, *_before(array.name, dtype, best)),
-                explained_by=(*STEADY, "pullback-linear", "options"),
+                explained_by=(*STEADY, "pullback-linear", *ROWS, "options"),
             )
 
 
@@ -367,7 +387,7 @@ class Run:
         return record.status in bad or bool(record.data.get("not_run"))
 
     def _explained(self, check: Check, finding: Finding) -> Finding:
-        """Report a fault once: where another check has named the cause, this one only points to it."""
+        """Report a fault once: where another check has named the cause, only point to it."""
         for name in check.explained_by:
             cause = name in self.checks and self.record(name)
             if not cause or cause.status not in (Status.FAILED, Status.EXPECTED_FAILURE):
@@ -422,8 +442,7 @@ class Run:
             return Finding(Status.EXPECTED_FAILURE, f"{reason}\n{finding.message}", finding.data)
         if finding.status is Status.PASSED:
             return failed(
-                f"it was expected to fail ({reason}), and passes: take it out of "
-                "expected_failures",
+                f"it was expected to fail ({reason}), and passes: take it out of expected_failures",
                 expected="failed",
                 got="passed",
             )
@@ -489,4 +508,3 @@ def run(
     """Yield the report of each solver as soon as it is finished."""
     for subject in subjects:
         yield Run(subject, wanted).report(progress)
-

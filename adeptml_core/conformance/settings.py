@@ -1,4 +1,4 @@
-"""Options other than the defaults: is the gradient right there too, and does it follow them?
+"""Options other than the defaults: whether the gradient is right there too, and follows them.
 
 The variants are tried *before* the defaults and once more after them. A cache that ignores options
 is right for whoever comes first; only in both orders does it show.
@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from adeptml_core.conformance.basics import cotangent_for, natural
 from adeptml_core.conformance.gradients import Examination, examine
 from adeptml_core.conformance.limits import Budget
-from adeptml_core.conformance.pullbacks import _compared, _copied
-from adeptml_core.conformance.basics import cotangent_for, natural
 from adeptml_core.conformance.noise import within
 from adeptml_core.conformance.probe import Probe, Undeclared
+from adeptml_core.conformance.pullbacks import _compared, _copied
 from adeptml_core.conformance.records import Diagnosis, Finding, failed, passed, skipped
 from adeptml_core.conformance.verdicts import finding_of
 from adeptml_core.errors import AdeptmlError, ConfigError
@@ -161,8 +161,8 @@ def _variant_finding(probe: Probe, spelt: str, finding: Finding) -> Finding:
 def _cached(spelt: str, finding: Finding | None) -> Finding:
     detail = f"\n{finding.message}" if finding else ""
     return failed(
-        f"the gradient is right for the option values used first, and wrong for others ({spelt} and "
-        f"the defaults were tried in both orders).{detail}\n"
+        "the gradient is right for the option values used first, and wrong for others "
+        f"({spelt} and the defaults were tried in both orders).{detail}\n"
         "look at: a cache whose key lacks the options.",
         Diagnosis.STALE_STATE,
         expected="the gradient for these options",

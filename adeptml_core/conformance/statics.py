@@ -128,7 +128,11 @@ def imported_by(module: str) -> tuple[str, ...]:
     )
     path = "import sys; sys.path[:] = " + repr(sys.path) + "\n"
     ended = subprocess.run(
-        [sys.executable, "-c", path + program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", path + program],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
     )
     if ended.returncode:
         return ()
@@ -136,6 +140,7 @@ def imported_by(module: str) -> tuple[str, ...]:
     before = subprocess.run(
         [sys.executable, "-c", "import json, sys; print(json.dumps(sorted(sys.modules)))"],
         capture_output=True,
+        check=False,
         text=True,
         timeout=60,
     )
@@ -184,8 +189,9 @@ def check_parameters_agree(subject: Subject) -> Finding:
         complaint = _does_not_take(signature, wanted, options) or _reordered(signature, wanted)
         if complaint:
             return failed(
-                f"{role} {complaint}. It is called as {role}({', '.join([*wanted, *_set(options)])})"
-                f" and stands in {subject.place(role)}.",
+                f"{role} {complaint}. It is called as "
+                f"{role}({', '.join([*wanted, *_set(options)])}) "
+                f"and stands in {subject.place(role)}.",
                 expected=[*wanted, *options],
                 got=str(signature),
             )

@@ -36,7 +36,7 @@ def _digest(value: object) -> str:
 
 
 def _numpy_random() -> str:
-    return _digest([str(part) for part in np.random.get_state(legacy=True)])  # type: ignore[arg-type]
+    return _digest([str(part) for part in np.random.get_state(legacy=True)])
 
 
 def _of_module(module: str, read: Callable[[Any], object], default: object) -> object:
@@ -137,7 +137,7 @@ def _threads() -> set[threading.Thread]:
 
 
 def check_global_state_is_kept(probe: Probe) -> Finding:
-    """Catch a solver that changes numpy's error state, seeds the world, moves, or leaves threads."""
+    """Catch a solver that changes numpy's error state, seeds the world, moves or leaves threads."""
     for name, (before, after) in probe.changes_at_import.items():
         return _state_finding(probe, f"importing the solver changes {name}", name, before, after)
     watch = Watch()

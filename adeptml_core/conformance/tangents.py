@@ -1,12 +1,12 @@
-"""The optional derivatives: jvp by the dot-product test, hvp against differences of the pullback."""
+"""The optional derivatives: jvp by the dot-product test, hvp by differences of the pullback."""
 
 from typing import Any
 
 import numpy as np
 
 from adeptml_core.conformance.basics import cotangent_for, natural
-from adeptml_core.conformance.differences import estimate, sweep
 from adeptml_core.conformance.diagnosis import ratio_of
+from adeptml_core.conformance.differences import estimate, sweep
 from adeptml_core.conformance.judgement import BARS
 from adeptml_core.conformance.lines import CallBench, Floats, Lines, make_lines
 from adeptml_core.conformance.points import spread_of
@@ -79,7 +79,8 @@ class _PullbackBench(CallBench):
         values = []
         for multiple in multiples:
             moved = (base + (lines.unit[line] * multiple).reshape(base.shape)).astype(self.dtype)
-            values.append(np.ravel(self.probe.pull((moved, *args), self.cotangent)[0]))
+            pulled = self.probe.pull((moved, *args), self.cotangent)[0]
+            values.append(np.ravel(np.asarray(pulled)))
         return np.asarray(np.stack(values), np.float64)
 
 

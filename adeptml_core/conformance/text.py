@@ -1,4 +1,4 @@
-"""Reports as text for a terminal: one line for a solver that can be trusted, more for one that cannot."""
+"""Reports as text for a terminal: one line where a solver can be trusted, more where it cannot."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,9 +66,7 @@ def _counts(report: SolverReport) -> str:
     return ", ".join(parts).ljust(28)
 
 
-def _record_lines(
-    record: Record, paint: Paint, width: int | None, debug: bool
-) -> Iterator[str]:
+def _record_lines(record: Record, paint: Paint, width: int | None, debug: bool) -> Iterator[str]:
     status = SHOUTED.get(record.status, record.status.replace("_", " "))
     diagnosis = record.data.get("diagnosis")
     is_failed = record.status is Status.FAILED
@@ -86,7 +84,7 @@ def _record_lines(
 
 
 def summary_line(reports: Sequence[SolverReport], problems: int, seed: int) -> str:
-    """Return the last line: can they be trusted?"""
+    """Return the last line, which says whether they can be trusted."""
     total = len(reports) + problems
     sound = [report for report in reports if report.verdict == "passed"]
     if not total:

@@ -28,9 +28,7 @@ def check_gradient(
     examined = examine(probe, index, dtype, directions=directions, thorough=dtype == probe.dtype)
     finding = finding_of(examined)
     if dtype != probe.dtype and finding.status == "inconclusive":
-        return skipped(
-            f"{finding.message} Decided in {probe.dtype}.", **dict(finding.data)
-        )
+        return skipped(f"{finding.message} Decided in {probe.dtype}.", **dict(finding.data))
     return finding
 
 

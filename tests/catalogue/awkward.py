@@ -132,7 +132,7 @@ def fixed_point():
 
 
 def near_kink():
-    """relu with the example 1e-5 away from its kink."""
+    """Relu with the example 1e-5 away from its kink."""
 
     def example(rng, batch):
         sign = rng.choice([-1.0, 1.0], (batch, N))
@@ -189,7 +189,7 @@ def narrow():
         "narrow",
         x=Array("x", ("n",), low=0.1, high=0.1000001),
         dtypes=("float64",),
-        forward=lambda x: np.sqrt(x),
+        forward=lambda x: x**0.5,
         vjp=lambda x, g: g / (2 * np.sqrt(x)),
         example=lambda rng, batch: (rng.uniform(0.1, 0.1000001, (batch, N)),),
     )
@@ -238,9 +238,7 @@ def normalised():
         size = np.sqrt((x**2).sum())
         return g / size - x * (g * x).sum() / size**3
 
-    return spec(
-        "normalised", row_independent=False, forward=forward, vjp=vjp, example=draws((N,))
-    )
+    return spec("normalised", row_independent=False, forward=forward, vjp=vjp, example=draws((N,)))
 
 
 def dithered():

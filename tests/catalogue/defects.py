@@ -1,6 +1,7 @@
 """The public catalogue of defects: which check finds each, with which diagnosis.
 
-``DEFECTS[name] = (make, check ids, diagnoses)``: ``make(None)`` would be the healthy twin's factory.
+``DEFECTS[name] = (make, check ids, diagnoses)``: ``make(None)`` would be the healthy twin's
+factory.
 """
 
 import threading
@@ -229,7 +230,7 @@ def coarse_in_float32(slipped="cancellation", **changed):
         "coarse-in-float32",
         forward=forward,
         vjp=vjp,
-        example=lambda rng, batch: (rng.uniform(0.002, 0.02, (batch, N)),),
+        example=lambda rng, batch: (rng.uniform(0.0005, 0.003, (batch, N)),),
         **changed,
     )
 
@@ -380,9 +381,7 @@ DEFECTS = {
     "reused jacobian": Defect(slip(network, "reused-jacobian"), "results-owned", "contract"),
     # the cotangent
     "clipped": Defect(slip(spring, "clipped"), "pullback-linear", "contract"),
-    "clipped elementwise": Defect(
-        slip(cubic, "cotangent-clipped"), "pullback-linear", "contract"
-    ),
+    "clipped elementwise": Defect(slip(cubic, "cotangent-clipped"), "pullback-linear", "contract"),
     # batches
     "coupled": Defect(coupled, "rows-independent", "contract"),
     "per batch": Defect(slip(spring, "per-batch"), "rows-independent", "factor"),
