@@ -1,49 +1,51 @@
 """The one differentiable operator: a solver, seen by torch as a function of tensors.
 
-`apply` is all there is. What it does with a solver can be told in four sentences.
+`apply` is all there is. What it does with a solver can be told in five sentences.
 
 *Without grad* the solver is called and its result handed over; torch records nothing.
 
 *With grad* one node is recorded. A pullback that costs nothing to make (vjp, jacobian) is let go
 after the first backward, and made anew from the saved x and args if there is a second. One that
 forward returned (split mode) must live and die as torch's saved tensors do: freed by backward, kept
-by ``retain_graph``. So it rides on one of them: on a *ticket*, an empty tensor of which the
-pullback is an attribute. Where another tensor comes back in its place (a hook moved it to disk,
-say), forward runs again. Either way backward first asks for the saved tensors, and torch raises if
-x or an arg was changed in place.
+by ``retain_graph``. So it rides on one of them: on an empty tensor of which the pullback is an
+attribute. Where another tensor comes back in its place (a hook moved it to disk, say), forward runs
+again. Either way backward first asks for the saved tensors, and torch raises if x or an arg was
+changed in place.
 
-*The backward pass is itself a node.* Asked for a second derivative it refuses, aloud
-(`HigherOrderError`): a pullback that numpy computed is a constant to torch, and torch would go on
-with the wrong number.
+*The backward pass is itself a node* when torch may want its derivative (``create_graph``). A second
+derivative is right, by a rule that the solver declares or by differences that the user chose, or it
+is refused, aloud (`HigherOrderError`): a pullback that numpy computed is a constant to torch, which
+would go on with the wrong number.
 
-*Memory is shared only where nobody can be harmed.* Solvers read torch's memory through read-only
-views. A result is adopted without a copy only if it owns its memory and nobody else holds it: not
-the solver's buffer, not the pullback's closure.
+*Under torch.func and in forward mode* the same four nodes work that serve a second derivative:
+`adeptml_core.transforms`. *In a compiled or exported program* stand two ops that name the solver:
+`adeptml_core.program`. The node below is for the plain case alone, and as lean as torch allows.
 """
 
 import itertools
-import sys
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from adeptml_core.errors import HigherOrderError, InputError
+from adeptml_core import program, transforms
+from adeptml_core.derivatives import check_may_run_again
+from adeptml_core.errors import InputError
 from adeptml_core.solver import Linearizer, Pullback, Solver, named
+from adeptml_core.tensors import adopted, argument, array_of
 
 __all__ = ["apply", "solve"]
 
-AnyArray = NDArray[Any]
 
-SMALL = 4096  # elements; below, a copy costs less than finding out whether it is needed
-
-
-def solve(name: str, x: Tensor, *args: Any, options: Mapping[str, object] | None = None) -> Tensor:
+def solve(
+    name: str,
+    x: Tensor,
+    *args: Any,
+    options: Mapping[str, object] | None = None,
+    second_order: str | None = None,
+) -> Tensor:
     """Call an installed solver on tensors; differentiable in x and the args that it declares.
 
     Parameters
@@ -56,6 +58,9 @@ def solve(name: str, x: Tensor, *args: Any, options: Mapping[str, object] | None
         The solver's args, in order: each of its core shape (shared by the batch) or per sample.
     options : mapping, optional
         The solver's options by name.
+    second_order : ``"differences"``, optional
+        Second derivatives by central differences of the pullback, about 1e-11 of their size in
+        float64; by default they are refused, unless the solver declares a rule.
 
     Returns
     -------
@@ -70,7 +75,7 @@ def solve(name: str, x: Tensor, *args: Any, options: Mapping[str, object] | None
     ContractError
         What the solver returned does not.
     """
-    return apply(_named(name, _hashable(options)), x, *args)
+    return apply(_named(name, _hashable(options), second_order), x, *args)
 
 
 def _hashable(options: Mapping[str, object] | None) -> tuple[tuple[str, object], ...]:
@@ -79,8 +84,8 @@ def _hashable(options: Mapping[str, object] | None) -> tuple[tuple[str, object],
 
 
 @lru_cache(maxsize=128)
-def _named(name: str, options: tuple[tuple[str, object], ...]) -> Solver:
-    return named(name, dict(options))
+def _named(name: str, options: tuple[tuple[str, object], ...], second_order: str | None) -> Solver:
+    return named(name, dict(options), second_order=second_order)
 
 
 def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
@@ -103,25 +108,22 @@ def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
         Once for each arg that requires grad, but is not declared differentiable.
     """
     if torch.compiler.is_compiling():
-        return cast(Tensor, _outside_the_graph(solver, x, *args))
+        return _in_a_program(solver, x, args)
     if not isinstance(x, Tensor):
         raise InputError(
             f"{solver.name}: x is of type {type(x).__name__}; the operator takes a torch.Tensor"
         )
+    if transforms.are_active():
+        return _transformed(solver, x, args)
     if torch.is_grad_enabled():
         in_args = bool(args) and any(isinstance(a, Tensor) and a.requires_grad for a in args)
         if in_args:
             args = _declared(solver, args)
             in_args = any(isinstance(a, Tensor) and a.requires_grad for a in args)
         if in_args or x.requires_grad:
-            return _record(solver, x, *args)
-    return _without_grad(solver, x, args)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _outside_the_graph(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
-    """Run eagerly, beside what torch.compile compiles: a graph break, never a traced solver."""
-    return apply(solver, x, *args)
+            return _record(solver, x, *args)  # type: ignore[no-any-return]
+    y = solver.forward(array_of(x), *[argument(arg) for arg in args])
+    return adopted(y, x)
 
 
 def _declared(solver: Linearizer, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -131,39 +133,37 @@ def _declared(solver: Linearizer, args: tuple[Any, ...]) -> tuple[Any, ...]:
     for index, arg in enumerate(args):
         is_declared = index + 1 < len(declared) and declared[index + 1]
         if isinstance(arg, Tensor) and arg.requires_grad and not is_declared:
-            _warn_once(solver.name, solver.arg_name(index))
+            transforms.warn_undeclared(solver.name, solver.arg_name(index))
             kept[index] = arg.detach()
     return tuple(kept)
 
 
-_warned: set[tuple[str, str]] = set()
+def _in_a_program(solver: Linearizer, x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """Record a call in the program that torch traces; bare functions run beside it."""
+    if not isinstance(solver, Solver):
+        return cast(Tensor, _outside_the_graph(solver, x, *args))
+    if transforms.are_active():
+        raise InputError(
+            f"{solver.name}: torch.compile around torch.func is not supported, as it would lose "
+            "derivatives in silence; apply torch.func to the eager function, or compile without it"
+        )
+    return program.call(solver, x, transforms.as_tensors(args))
 
 
-def _warn_once(solver: str, arg: str) -> None:
-    if (solver, arg) in _warned:
-        return
-    _warned.add((solver, arg))
-    warnings.warn(
-        f"{solver}: {arg} requires grad, but the solver declares no derivative for it; it gets no "
-        "gradient and will not train. Detach it, or declare the arg differentiable.",
-        UserWarning,
-        stacklevel=4,
-    )
+@torch.compiler.disable(reason="bare functions have no declared shapes; use a solver by name")  # type: ignore[untyped-decorator]
+def _outside_the_graph(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
+    """Run eagerly, beside what torch.compile compiles: a graph break, never a traced solver."""
+    return apply(solver, x, *args)
 
 
-def _without_grad(solver: Linearizer, x: Tensor, args: tuple[Any, ...]) -> Tensor:
-    for value in (x, *args):
-        if isinstance(value, Tensor) and _has_tangent(value):
-            raise InputError(
-                f"{solver.name}: forward-mode differentiation is not supported here; use backward"
-            )
-    y = solver.forward(_array(x), *[_argument(arg) for arg in args])
-    return _adopted(y, x)
-
-
-def _has_tangent(value: Tensor) -> bool:
-    dual = torch.autograd.forward_ad.unpack_dual(value)  # type: ignore[no-untyped-call]
-    return dual.tangent is not None
+def _transformed(solver: Linearizer, x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """Run as the node that torch may batch, push forward and pull back."""
+    if isinstance(solver, Solver):
+        point = [x, *transforms.as_tensors(_declared(solver, args))]
+    else:
+        solver, point = transforms.Bound(solver, args), [x]
+    y, _ = transforms.Forward.apply(solver, *point)  # type: ignore[no-untyped-call]
+    return cast(Tensor, y)
 
 
 _TENSOR = object()  # stands among the constants of a call where a tensor is
@@ -178,14 +178,14 @@ class _Linearization(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
-        arguments = [_argument(arg) for arg in args]
-        pullback: Pullback | None
-        y, pullback = solver.linearize(_array(x), *arguments)
+        arguments = [argument(arg) for arg in args]
+        y, pullback = solver.linearize(array_of(x), *arguments)
+        kept: Pullback | None = pullback
         ticket = None
         if solver.keeps_pullback:
             ticket = Tensor()  # empty; the cheapest there is
             ticket.pullback = pullback  # type: ignore[attr-defined]
-            pullback = None
+            kept = None
         constants = None
         if args:
             is_tensor = [isinstance(arg, Tensor) for arg in args]
@@ -194,8 +194,9 @@ class _Linearization(torch.autograd.Function):
                 constants = [_TENSOR if t else a for t, a in zip(is_tensor, arguments, strict=True)]
         else:
             ctx.save_for_backward(x, ticket)
-        ctx.kept = solver, pullback, constants
-        return _adopted(y, x)
+        ctx.kept = solver, kept, constants
+        del pullback, kept
+        return adopted(y, x)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -206,124 +207,48 @@ class _Linearization(torch.autograd.Function):
             args = [next(tensors) if c is _TENSOR else c for c in constants]
         if ticket is not None:
             pullback = getattr(ticket, "pullback", None)
+        if torch.is_grad_enabled():  # create_graph=True
+            return None, *_differentiable(solver, pullback, g, x, args)
         if pullback is None:
-            pullback = _made_anew(solver, x, args)
+            check_may_run_again(solver)
+            pullback = solver.pullback_at(array_of(x), *[argument(arg) for arg in args])
         else:  # torch frees what it saved; so do we, and a second time costs nothing
             ctx.kept = solver, None, constants
-        if torch.is_grad_enabled():  # create_graph=True
-            needed = ctx.needs_input_grad[1:]
-            return None, *_Cotangents.apply(solver, pullback, needed, g, x, *args)  # type: ignore[no-untyped-call]
         if not args:
-            return None, _adopted(pullback(_array(g))[0], x)
+            return None, adopted(pullback(array_of(g))[0], x)
         return None, *_cotangents(pullback, ctx.needs_input_grad[1:], g, x, args)
 
 
 # What ``_Linearization.apply`` comes to for plain tensors: torch's own wrapper binds signatures and
 # looks for functorch first, a microsecond at each call, which `apply` above has done.
-_record: Callable[..., Tensor] = super(torch.autograd.Function, _Linearization).apply
-
-
-class _Cotangents(torch.autograd.Function):
-    """The backward pass as a node of its own, which says no to a second derivative."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        solver: Linearizer,
-        pullback: Pullback,
-        needed: tuple[bool, ...],
-        g: Tensor,
-        x: Tensor,
-        *args: Any,
-    ) -> Any:
-        ctx.solver = solver
-        return _cotangents(pullback, needed, g, x, list(args))
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise HigherOrderError(
-            f"{ctx.solver.name}: a second derivative was asked for, and the solver has no rule for "
-            "it; torch would take its first derivative for a constant and return a wrong number. "
-            "Where only first derivatives are meant, drop create_graph=True.",
-            solver=ctx.solver.name,
-        )
+_record = super(torch.autograd.Function, _Linearization).apply
 
 
 def _cotangents(
     pullback: Pullback, needed: tuple[bool, ...], g: Tensor, x: Tensor, args: list[Any]
 ) -> tuple[Tensor | None, ...]:
     """Return the cotangents of ``(x, *args)``, None for those not `needed`."""
-    if not args:
-        return (_adopted(pullback(_array(g))[0], x),)
-    arrays: list[Any] = list(pullback(_array(g)))
+    arrays: list[Any] = list(pullback(array_of(g)))
     arrays.reverse()
     found = []
     for is_needed, like in zip(needed, (x, *args), strict=True):
         array = arrays.pop() if arrays else None  # `array` alone holds it
-        found.append(_adopted(array, like) if is_needed else None)
+        found.append(adopted(array, like) if is_needed else None)
     return tuple(found)
 
 
-def _made_anew(solver: Linearizer, x: Tensor, args: list[Any]) -> Pullback:
-    if solver.keeps_pullback and not solver.deterministic:
-        raise HigherOrderError(
-            f"{solver.name}: the pullback was lost (a saved-tensor hook, a clone), and running the "
-            "solver again would give another one: it is not deterministic. Avoid hooks that move "
-            "saved tensors around this solver.",
-            solver=solver.name,
-        )
-    return solver.pullback_at(_array(x), *[_argument(arg) for arg in args])
-
-
-# ---- tensors and arrays --------------------------------------------------------------------------
-
-
-def _array(tensor: Tensor) -> AnyArray:
-    """Return the values, read-only; no copy where they are on the CPU; bfloat16 as float32."""
-    if tensor.dtype is torch.bfloat16:
-        tensor = tensor.float()
-    array = tensor.numpy(force=True)
-    array.setflags(write=False)  # this view; the tensor stays as it is
-    return array
-
-
-def _argument(value: Any) -> Any:
-    """Return an arg as the solver takes it; numpy memory, which has no version, is copied."""
-    if isinstance(value, Tensor):
-        return _array(value)
-    return value.copy() if isinstance(value, np.ndarray) else value
-
-
-def _adopted(array: Any, like: Tensor) -> Tensor:
-    """Return `array` as a tensor of the dtype and device of `like`.
-
-    The caller's own variable must be the only reference to `array` besides those to be found out.
-    """
-    if array.size < SMALL or not _is_ours(array.flags) or sys.getrefcount(array) > _sole_holder:
-        array = array.copy()
-    tensor = torch.from_numpy(array)
-    if tensor.dtype is not like.dtype or not like.is_cpu:
-        tensor = tensor.to(device=like.device, dtype=like.dtype)
-    return tensor
-
-
-def _is_ours(flags: Any) -> bool:
-    return bool(flags.owndata and flags.writeable and flags.c_contiguous)
-
-
-def _count_of_sole_holder() -> int:
-    """Return what ``getrefcount`` says in `_adopted` of an array that only its caller holds.
-
-    The number is the interpreter's affair (3.14 counts one less), so it is measured, in the same
-    constellation. Without a global lock it means nothing, and every array counts as held.
-    """
-
-    def adopted(array: AnyArray) -> int:
-        return sys.getrefcount(array)
-
-    array = np.empty(1)
-    has_lock = getattr(sys, "_is_gil_enabled", lambda: True)()
-    return adopted(array) if has_lock else -1
-
-
-_sole_holder = _count_of_sole_holder()
+def _differentiable(
+    solver: Linearizer, pullback: Pullback | None, g: Tensor, x: Tensor, args: list[Any]
+) -> list[Tensor | None]:
+    """Return the cotangents as results of a node of their own."""
+    point: list[Any] = [x, *args]
+    if isinstance(solver, Solver):
+        point = [x, *transforms.as_tensors(args)]
+        count = len(point)
+    else:
+        solver, count, point = transforms.Bound(solver, tuple(args)), 1, [x]
+    ticket = transforms.ticket_of(pullback)
+    node = transforms.PullbackNode
+    found = node.apply(solver, g, ticket, *transforms.final(solver, point))  # type: ignore[no-untyped-call]
+    missing = [None] * (len(args) + 1 - count)
+    return [*transforms.at_their_places(solver, found, count), *missing]

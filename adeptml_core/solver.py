@@ -24,12 +24,16 @@ happens to broadcast is a wrong gradient that nobody sees, so it is a `ContractE
 import functools
 import importlib
 import inspect
+import itertools
+import json
 import math
 import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, cast
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,14 +41,16 @@ from numpy.typing import NDArray
 from adeptml_core import registry
 from adeptml_core.errors import (
     AdeptmlError,
+    ConfigError,
     ContractError,
     InputError,
     PluginError,
     SampleError,
+    UnknownSolverError,
 )
 from adeptml_core.spec import Array, Function, Mode, SolverSpec
 
-__all__ = ["Linearizer", "Pullback", "RawSolver", "Solver", "named"]
+__all__ = ["Linearizer", "Pullback", "RawSolver", "Solver", "identified", "named"]
 
 AnyArray = NDArray[Any]
 Shape = tuple[int, ...]
@@ -70,12 +76,22 @@ class Linearizer(Protocol):
         run forward again.
     deterministic : bool
         Whether running forward again gives the same pullback.
+    row_independent : bool
+        Whether row i of y depends on row i of x and of per-sample args alone.
+    second_order : ``"differences"`` or None
+        How second derivatives are obtained where the solver has no rule of its own.
+    identity : str
+        What a compiled or exported program calls the solver; empty where it has no name.
     """
 
     name: str
+    mode: Mode
     differentiable: tuple[bool, ...] | None
     keeps_pullback: bool
     deterministic: bool
+    row_independent: bool
+    second_order: str | None
+    identity: str
 
     def forward(self, x: AnyArray, *args: Any) -> AnyArray:
         """Return y."""
@@ -85,6 +101,12 @@ class Linearizer(Protocol):
 
     def pullback_at(self, x: AnyArray, *args: Any) -> Pullback:
         """Return the pullback alone, where y is known already."""
+
+    def has(self, role: str) -> bool:
+        """Tell whether the solver itself gives ``"jvp"`` or ``"hvp"``."""
+
+    def jacobians(self, y: Shape, x: AnyArray, *args: Any) -> tuple[AnyArray | None, ...]:
+        """Return dy/dx and dy/dargs, each (batch, *y_core, *core), in jacobian mode."""
 
     def arg_name(self, index: int) -> str:
         """Return the name of ``args[index]``, for messages."""
@@ -133,6 +155,9 @@ class Solver:
         What the plugin declares.
     options : mapping, optional
         Values by name; validated against the declared options.
+    second_order : ``"differences"``, optional
+        Second derivatives by central differences of the pullback; by default they are refused,
+        unless the spec declares ``hvp``.
     distribution, version : str
         Where the spec comes from.
 
@@ -164,6 +189,7 @@ class Solver:
         spec: SolverSpec,
         options: Mapping[str, object] | None = None,
         *,
+        second_order: str | None = None,
         distribution: str = "",
         version: str = "",
     ) -> None:
@@ -171,11 +197,14 @@ class Solver:
         self.options = spec.resolve_options(options)
         self.name = spec.name
         self.mode = Mode(spec.mode)
+        self.second_order = check_second_order(second_order)
         self.distribution = distribution
         self.version = version
+        self.identity = _identity(self)
         self.differentiable: tuple[bool, ...] | None = spec.differentiable
         self.keeps_pullback = self.mode is Mode.SPLIT_VJP
         self.deterministic = spec.deterministic
+        self.row_independent = spec.row_independent
         self._dtypes = {np.dtype(name) for name in spec.dtypes}
         self._inputs = spec.inputs
         self._wanted = spec.differentiable
@@ -189,7 +218,8 @@ class Solver:
         return f"Solver({self.name!r}, mode={self.mode.value!r}, options={self.options!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (self.spec, self.options, self.distribution, self.version)
+        origin = self.second_order, self.distribution, self.version
+        return _rebuilt, (self.spec, self.options, *origin)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Solver":
         return self  # nothing in it ever changes
@@ -252,7 +282,57 @@ class Solver:
         pullback = self._run_forward(point)[1] if self.keeps_pullback else None
         return self._guarded(point, pullback)
 
+    def has(self, role: str) -> bool:
+        """Tell whether the spec declares a function for that role (``"jvp"``, ``"hvp"``)."""
+        return getattr(self.spec, role) is not None
+
+    def shape_of_y(self, x: Shape, *args: Shape) -> Shape:
+        """Return the shape that y will have for an x and args of these shapes.
+
+        Nothing is run or kept, so that the sizes may be a tracer's symbols.
+        """
+        return _Planner(self, self.declared_sizes).plan((x, *args)).y
+
+    def is_shared(self, index: int, ndim: int) -> bool:
+        """Tell whether an ``args[index]`` of so many dimensions is shared by the batch."""
+        return ndim == len(self.spec.args[index].shape)
+
+    def jvp(self, x: AnyArray, dx: AnyArray, *args: Any) -> AnyArray:
+        """Return the declared ``jvp(x, dx, *args)``: the tangent of y, shape (batch, *y_core)."""
+        point = self._point(x, args)
+        if not point.plan.y[0]:
+            return np.zeros(point.plan.y, point.given)
+        inputs = (point.inputs[0], self._tangent_of_x(dx, point), *point.inputs[1:])
+        dy = self._call("jvp", self.function("jvp"), inputs, self.options)
+        return self._returned_y(dy, point, "jvp")
+
+    def hvp(self, x: AnyArray, g: AnyArray, v: AnyArray, *args: Any) -> AnyArray:
+        """Return the declared ``hvp(x, grad_output, v, *args)``, shape of x."""
+        point = self._point(x, args)
+        if not point.plan.y[0]:
+            return np.zeros(x.shape, point.given)
+        g, v = self._cotangent_of_y(g, point), self._tangent_of_x(v, point)
+        inputs = (point.inputs[0], g, v, *point.inputs[1:])
+        result = self._call("hvp", self.function("hvp"), inputs, self.options)
+        return self._cotangent("hvp", 0, result, point)
+
+    def jacobians(self, y: Shape, x: AnyArray, *args: Any) -> tuple[AnyArray | None, ...]:
+        """Return the Jacobians of y for x and each differentiable arg: (batch, *y_core, *core)."""
+        point = self._point(x, args)
+        cores = [self._core_of(index, shape) for index, shape in enumerate(point.plan.inputs)]
+        if not point.plan.y[0]:
+            shapes = [(*point.plan.y, *core) for core in cores]
+            return tuple(
+                np.zeros(shape, point.given) if wanted else None
+                for shape, wanted in zip(shapes, self._wanted, strict=True)
+            )
+        found = self._jacobians(point)
+        return tuple(None if J is None else self._given_back(J, point) for J in found)
+
     # -- the way in --
+
+    def _tangent_of_x(self, dx: AnyArray, point: _Point) -> AnyArray:
+        return _frozen(np.asarray(dx, dtype=point.dtype))
 
     def _point(self, x: AnyArray, given: tuple[Any, ...]) -> _Point:
         if not given and x.dtype in self._dtypes:  # the hot case, without loops
@@ -429,14 +509,14 @@ class Solver:
 
     # -- the way out --
 
-    def _returned_y(self, y: Any, point: _Point) -> AnyArray:
+    def _returned_y(self, y: Any, point: _Point, role: str = "forward") -> AnyArray:
         if type(y) is not np.ndarray or y.dtype != point.dtype:
-            y = self._real("forward", self.spec.y.name, y, point.dtype)
+            y = self._real(role, self.spec.y.name, y, point.dtype)
         if y.shape != point.plan.y:
             expected = self._spelt(point.plan.y, self.spec.y.shape)
             hint = "One row of y for each row of x." if y.shape[:1] != point.plan.y[:1] else ""
             self._broken(
-                "forward",
+                role,
                 f"returned shape {y.shape}, expected {expected}. {hint}".rstrip(),
                 point.plan.y,
                 y.shape,
@@ -455,8 +535,7 @@ class Solver:
                 inputs = (point.inputs[0], g, *point.inputs[1:])
                 result = self._call("vjp", self.function("vjp"), inputs, self.options)
                 return self._cotangents("vjp", result, point)
-            result = self._call("jacobian", self.function("jacobian"), point.inputs, self.options)
-            return self._contracted(result, g, point)
+            return self._contracted(self._jacobians(point), g, point)
 
         return pullback
 
@@ -523,7 +602,7 @@ class Solver:
         if value.shape != point.plan.inputs[index]:
             self._wrong_cotangent(role, index, value.shape, point)
         if index in point.plan.spread:
-            value = value.sum(0)
+            value = np.asarray(value.sum(0))  # a 0-d arg's would be a scalar
         return self._given_back(value, point)
 
     def _given_back(self, value: AnyArray, point: _Point, what: str = "a cotangent") -> AnyArray:
@@ -548,21 +627,36 @@ class Solver:
             got,
         )
 
-    def _contracted(self, result: Any, g: AnyArray, point: _Point) -> tuple[AnyArray | None, ...]:
+    def _jacobians(self, point: _Point) -> list[AnyArray | None]:
+        """Run the declared Jacobian and return what it gave for each array, checked."""
+        result = self._call("jacobian", self.function("jacobian"), point.inputs, self.options)
+        found: list[AnyArray | None] = [None] * len(self._inputs)
+        for index, entry in enumerate(self._entries("jacobian", result)):
+            if self._wanted[index]:
+                core = self._core_of(index, point.plan.inputs[index])
+                found[index] = self._jacobian_of(self._inputs[index], entry, core, point)
+        return found
+
+    def _core_of(self, index: int, shape: Shape) -> Shape:
+        return shape[1:] if len(shape) > len(self._inputs[index].shape) else shape
+
+    def _contracted(
+        self, jacobians: list[AnyArray | None], g: AnyArray, point: _Point
+    ) -> tuple[AnyArray | None, ...]:
         """Contract g with the Jacobians: ``dx[b] = sum_y g[b, y] J[b, y, :]``; sum if shared."""
-        entries = self._entries("jacobian", result)
         flat = g.reshape(len(g), 1, -1)
-        cotangents: list[AnyArray | None] = [None] * len(self.spec.inputs)
-        for index, (array, entry) in enumerate(zip(self.spec.inputs, entries, strict=False)):
-            if not self.spec.differentiable[index]:
+        cotangents: list[AnyArray | None] = [None] * len(self._inputs)
+        for index, jacobian in enumerate(jacobians):
+            if jacobian is None:
                 continue
             own = point.plan.inputs[index]
-            core = own[1:] if len(own) > len(array.shape) else own
-            jacobian = self._jacobian_of(array, entry, core, point)
+            core = self._core_of(index, own)
             rows = np.matmul(flat, jacobian.reshape(len(g), flat.shape[2], -1))
             rows = rows.reshape(len(g), *core)
             shared = len(own) == len(core) or index in point.plan.spread
-            cotangents[index] = self._given_back(rows.sum(0) if shared else rows, point)
+            cotangents[index] = self._given_back(
+                np.asarray(rows.sum(0)) if shared else rows, point
+            )
         return tuple(cotangents)
 
     def _jacobian_of(self, array: Array, entry: Any, core: Shape, point: _Point) -> AnyArray:
@@ -629,11 +723,118 @@ class Solver:
         )
 
 
-def _rebuilt(spec: SolverSpec, options: dict[str, Any], distribution: str, version: str) -> Solver:
-    return Solver(spec, options, distribution=distribution, version=version)
+def _rebuilt(
+    spec: SolverSpec,
+    options: dict[str, Any],
+    second_order: str | None,
+    distribution: str,
+    version: str,
+) -> Solver:
+    return Solver(
+        spec, options, second_order=second_order, distribution=distribution, version=version
+    )
 
 
-def named(name: str, options: Mapping[str, object] | None = None) -> Solver:
+def check_second_order(value: object) -> str | None:
+    """Return `value`, refused unless it is None or ``"differences"``."""
+    if value in (None, "differences"):
+        return cast("str | None", value)
+    raise ConfigError(f"second_order={value!r} is neither None nor 'differences'")
+
+
+_local: WeakValueDictionary[str, Solver] = WeakValueDictionary()
+_local_numbers = itertools.count()
+
+
+def _identity(solver: Solver) -> str:
+    """Return the JSON by which a program finds the solver, in another process too.
+
+    One that is not packaged has a number instead, good for this process.
+    """
+    if not solver.distribution:
+        identity = f"{solver.name}#{next(_local_numbers)}"
+        _local[identity] = solver
+        return identity
+    return json.dumps(
+        {
+            "solver": f"{solver.distribution}/{solver.name}",
+            "version": solver.version,
+            "options": solver.options,
+            "second_order": solver.second_order,
+        }
+    )
+
+
+@functools.lru_cache(maxsize=128)
+def _packaged(identity: str) -> Solver:
+    """Return the solver that a program calls `identity`, warning of another version."""
+    wanted = json.loads(identity)
+    name, version = wanted["solver"], wanted["version"]
+    distribution, _, bare = name.partition("/")
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in wanted["options"].items()}
+    try:
+        solver = named(name, options, second_order=wanted["second_order"])
+    except UnknownSolverError as error:
+        raise PluginError(
+            f"this program calls the solver {bare} of {distribution} {version}, which is not "
+            "installed",
+            code="P102",
+            distribution=distribution,
+            version=version,
+            entry_point=bare,
+            mend=f"pip install '{distribution}=={version}'",
+        ) from error
+    if solver.version != version:
+        warnings.warn(
+            f"this program was made with {distribution} {version}; {solver.version} is installed, "
+            "and its results may differ",
+            UserWarning,
+            stacklevel=2,
+        )
+    return solver
+
+
+def identified(identity: str) -> Solver:
+    """Return the solver that a compiled or exported program calls `identity`.
+
+    Parameters
+    ----------
+    identity : str
+        `Solver.identity`.
+
+    Raises
+    ------
+    PluginError
+        Its plugin is not installed here, or broken; or it was not packaged, and belongs to a
+        process that is gone.
+
+    Warns
+    -----
+    UserWarning
+        The installed version is not the one that the program was made with.
+    """
+    if identity.startswith("{"):
+        return _packaged(identity)
+    solver = _local.get(identity)
+    if solver is None:
+        name = identity.partition("#")[0]
+        raise PluginError(
+            f"this program calls {name!r}, a solver that was not packaged: it lived in the process "
+            "that made the program",
+            code="P101",
+            entry_point=name,
+            mend="make it a plugin, with an entry point in the group adeptml.solvers, and export "
+            "the program again",
+        )
+    return solver
+
+
+def named(
+    name: str,
+    options: Mapping[str, object] | None = None,
+    *,
+    second_order: str | None = None,
+) -> Solver:
     """Return the installed solver called `name`, ready to call.
 
     Parameters
@@ -642,6 +843,8 @@ def named(name: str, options: Mapping[str, object] | None = None) -> Solver:
         ``"heat1d"`` or ``"adeptml-heat1d/heat1d"``.
     options : mapping, optional
         Values by name.
+    second_order : ``"differences"``, optional
+        As of `Solver`.
 
     Raises
     ------
@@ -650,7 +853,11 @@ def named(name: str, options: Mapping[str, object] | None = None) -> Solver:
     """
     entry = registry.find(name)
     return Solver(
-        registry.load(entry), options, distribution=entry.distribution, version=entry.version
+        registry.load(entry),
+        options,
+        second_order=second_order,
+        distribution=entry.distribution,
+        version=entry.version,
     )
 
 
@@ -748,6 +955,8 @@ class RawSolver:
         ``forward(x, *args) -> y``; in split mode ``-> (y, pullback)``.
     derivative : callable, optional
         ``jacobian(x, *args)`` or ``vjp(x, grad_output, *args)``; not used in split mode.
+    second_order : ``"differences"``, optional
+        As of `Solver`.
 
     Notes
     -----
@@ -759,6 +968,8 @@ class RawSolver:
 
     differentiable: tuple[bool, ...] | None = None
     deterministic = True
+    identity = ""
+    second_order: str | None = None
 
     def __init__(
         self,
@@ -767,12 +978,31 @@ class RawSolver:
         derivative: Callable[..., Any] | None = None,
         *,
         name: str = "",
+        second_order: str | None = None,
     ) -> None:
         self.mode = mode
+        if second_order is not None:
+            self.second_order = check_second_order(second_order)
         self.name = name or getattr(forward, "__name__", type(forward).__name__)
         self.keeps_pullback = mode is Mode.SPLIT_VJP
         self._forward = forward
         self._derivative = derivative
+
+    @property
+    def row_independent(self) -> bool:
+        """A Jacobian of shape (batch, out, in) implies it; otherwise nobody has said so."""
+        return self.mode is Mode.JACOBIAN
+
+    def has(self, role: str) -> bool:
+        """Tell that there is no jvp and no hvp."""
+        return False
+
+    def jacobians(self, y: Shape, x: AnyArray, *args: Any) -> tuple[AnyArray | None, ...]:
+        """Return the Jacobian of y (of that shape) for x, shape (batch, *y, *x)."""
+        if x.size == 0:
+            return (np.zeros((*y, *x.shape[1:]), x.dtype),)
+        result = self._call("jacobian", self._require_derivative(), x, args)
+        return (self._jacobian_of(result, x, y).reshape(*y, *x.shape[1:]),)
 
     def arg_name(self, index: int) -> str:
         """Return ``"args[0]"``: bare functions have no names for them."""
@@ -845,11 +1075,17 @@ class RawSolver:
         return (dx,)
 
     def _contract(self, result: Any, x: AnyArray, g: AnyArray) -> AnyArray:
+        jacobian = self._jacobian_of(result, x, g.shape)
+        rows = np.matmul(g.reshape(len(g), 1, jacobian.shape[1]), jacobian)
+        return np.asarray(rows.reshape(x.shape))
+
+    def _jacobian_of(self, result: Any, x: AnyArray, y: Shape) -> AnyArray:
+        """Return what the Jacobian's function gave as (batch, out, in), checked."""
         jacobian = self._cast("jacobian", result, x.dtype)
-        full = (*g.shape, *x.shape[1:])
-        flat = (len(x), math.prod(g.shape[1:]), math.prod(x.shape[1:]))
+        full = (*y, *x.shape[1:])
+        flat = (len(x), math.prod(y[1:]), math.prod(x.shape[1:]))
         if jacobian.shape not in (full, flat):
-            transposed = (len(x), *x.shape[1:], *g.shape[1:])
+            transposed = (len(x), *x.shape[1:], *y[1:])
             hint = " Its axes are transposed." if jacobian.shape == transposed else ""
             self._broken(
                 "jacobian",
@@ -857,8 +1093,7 @@ class RawSolver:
                 full,
                 jacobian.shape,
             )
-        rows = np.matmul(g.reshape(len(g), 1, flat[1]), jacobian.reshape(flat))
-        return np.asarray(rows.reshape(x.shape))
+        return jacobian.reshape(flat)
 
     def _require_derivative(self) -> Callable[..., Any]:
         if self._derivative is None:

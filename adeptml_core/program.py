@@ -1,0 +1,115 @@
+"""The operator inside compiled and exported programs: two ops that name their solver.
+
+A program cannot hold a Python object, so ``adeptml::linearize`` and ``adeptml::pullback`` take the
+solver's `identity`, a line of JSON: distribution and name, version, options. It is looked up where
+the program runs; a process that loads a program needs ``import adeptml_core.autograd`` and the
+plugin, nothing else. Shapes are known while tracing because the spec declares them.
+
+What holds a program together with its time: a plugin that is missing is an error with the pip line,
+one of another version a warning.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adeptml_core.errors import HigherOrderError, InputError
+from adeptml_core.solver import Solver, identified
+from adeptml_core.transforms import linearized, pulled, warn_undeclared
+
+__all__ = ["call"]
+
+TENSORS = list[Tensor]
+
+
+def call(solver: Solver, x: Tensor, args: Sequence[Tensor]) -> Tensor:
+    """Record a call of `solver` in the program that is being traced."""
+    y, _ = torch.ops.adeptml.linearize(x, list(args), solver.identity)
+    return y  # type: ignore[no-any-return]
+
+
+# ---- forward -------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("adeptml::linearize", mutates_args=())
+def linearize(x: Tensor, args: TENSORS, solver: str) -> tuple[Tensor, Tensor]:
+    """Return y and the ticket for its pullback."""
+    _refuse_tangents(solver, x, *args)
+    return linearized(identified(solver), x, args)
+
+
+@linearize.register_fake
+def _(x: Tensor, args: TENSORS, solver: str) -> tuple[Tensor, Tensor]:
+    shapes = [tuple(t.shape) for t in (x, *args)]
+    y = x.new_empty(identified(solver).shape_of_y(*shapes))
+    return y, x.new_empty((), dtype=torch.int64, device="cpu")
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, TENSORS, str], output: tuple[Tensor, Tensor]) -> None:
+    x, args, ctx.identity = inputs
+    _warn_of_undeclared(identified(ctx.identity), args)
+    ctx.save_for_backward(output[1], x, *args)
+    ctx.set_materialize_grads(False)
+
+
+def _warn_of_undeclared(solver: Solver, args: TENSORS) -> None:
+    for index, (arg, array) in enumerate(zip(args, solver.spec.args, strict=True)):
+        if arg.requires_grad and not array.differentiable:
+            warn_undeclared(solver.name, solver.arg_name(index))
+
+
+def _backward(ctx: Any, g: Tensor | None, _: Tensor) -> Any:
+    ticket, x, *args = ctx.saved_tensors
+    if g is None:
+        return None, [None] * len(args), None
+    solver = identified(ctx.identity)
+    found = iter(torch.ops.adeptml.pullback(g, ticket, x, args, ctx.identity))
+    dx, *dargs = (next(found) if is_wanted else None for is_wanted in solver.differentiable or ())
+    return dx, dargs, None
+
+
+linearize.register_autograd(_backward, setup_context=_save)
+
+
+# ---- backward ------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("adeptml::pullback", mutates_args=())
+def pullback(g: Tensor, ticket: Tensor, x: Tensor, args: TENSORS, solver: str) -> TENSORS:
+    """Return the cotangents of x and of each differentiable arg."""
+    return pulled(identified(solver), ticket, g, x, args)
+
+
+@pullback.register_fake
+def _(g: Tensor, ticket: Tensor, x: Tensor, args: TENSORS, solver: str) -> TENSORS:
+    wanted = identified(solver).differentiable or ()
+    return [t.new_empty(t.shape) for t, w in zip((x, *args), wanted, strict=True) if w]
+
+
+def _refuse(ctx: Any, *_: Any) -> Any:
+    raise HigherOrderError(
+        f"{ctx.name}: a second derivative through a compiled program was asked for; "
+        "differentiate the eager model instead",
+        solver=ctx.name,
+    )
+
+
+def _name(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.name = identified(inputs[-1]).name
+
+
+pullback.register_autograd(_refuse, setup_context=_name)
+
+
+# ---- what cannot be right ------------------------------------------------------------------------
+
+
+def _refuse_tangents(solver: str, *tensors: Tensor) -> None:
+    forward_ad = torch.autograd.forward_ad
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # type: ignore[no-untyped-call]
+        raise InputError(
+            f"{identified(solver).name}: forward mode reached a compiled or exported program, "
+            "which would drop the tangent; call the eager model instead"
+        )

@@ -1,0 +1,71 @@
+"""Tensors and arrays: torch's memory as the solver may see it, the solver's as torch may have it.
+
+Memory is shared only where nobody can be harmed. Solvers read torch's memory through read-only
+views. A result is adopted without a copy only if it owns its memory and nobody else holds it: not
+the solver's buffer, not the pullback's closure.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["adopted", "argument", "array_of"]
+
+AnyArray = NDArray[Any]
+
+SMALL = 4096  # elements; below, a copy costs less than finding out whether it is needed
+
+
+def array_of(tensor: Tensor) -> AnyArray:
+    """Return the values, read-only; no copy where they are on the CPU; bfloat16 as float32."""
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.float()
+    array = tensor.numpy(force=True)
+    array.setflags(write=False)  # this view; the tensor stays as it is
+    return array
+
+
+def argument(value: Any) -> Any:
+    """Return an arg as the solver takes it; numpy memory, which has no version, is copied."""
+    if isinstance(value, Tensor):
+        return array_of(value)
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def adopted(array: Any, like: Tensor) -> Tensor:
+    """Return `array` as a tensor of the dtype and device of `like`.
+
+    The caller's own variable must be the only reference to `array` besides those to be found out.
+    """
+    if array.size < SMALL or not _is_ours(array.flags) or sys.getrefcount(array) > _sole_holder:
+        array = array.copy()
+    tensor = torch.from_numpy(array)
+    if tensor.dtype is not like.dtype or not like.is_cpu:
+        tensor = tensor.to(device=like.device, dtype=like.dtype)
+    return tensor
+
+
+def _is_ours(flags: Any) -> bool:
+    return bool(flags.owndata and flags.writeable and flags.c_contiguous)
+
+
+def _count_of_sole_holder() -> int:
+    """Return what ``getrefcount`` says in `adopted` of an array that only its caller holds.
+
+    The number is the interpreter's affair (3.14 counts one less), so it is measured, in the same
+    constellation. Without a global lock it means nothing, and every array counts as held.
+    """
+
+    def adopted(array: AnyArray) -> int:
+        return sys.getrefcount(array)
+
+    array = np.empty(1)
+    has_lock = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return adopted(array) if has_lock else -1
+
+
+_sole_holder = _count_of_sole_holder()

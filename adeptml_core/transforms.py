@@ -1,0 +1,646 @@
+"""The operator under ``torch.func`` and forward mode: four nodes, closed under differentiation.
+
+With z = (x, *args) and y = f(z), each node is a function that torch may batch, push forward and pull
+back, and the derivatives of the first three are nodes again:
+
+===========  =====================  =======================  ======================
+node         gives                  derivative in g or v     derivative in z
+===========  =====================  =======================  ======================
+`Forward`    ``f(z)``                                        Pullback, Pushforward
+`Pullback`   ``g @ J(z)``           Pushforward              Curvature
+`Pushforward` ``J(z) @ v``          Pullback                 Curvature
+`Curvature`  ``d(g @ J(z)) @ v``    refused                  refused
+===========  =====================  =======================  ======================
+
+Curvature exists where the solver declares ``hvp`` or the user asked for differences. Elsewhere z
+enters the second and third node through `_Final`, an identity that says no when torch asks for its
+derivative. It is asked only if the derivative is needed: the gradient in g alone is given.
+
+*Batching.* `vmap` folds its axis into the solver's batch where rows are independent, spreading
+shared args, whose cotangents are then summed again for each of the vmapped values; elsewhere it is
+a loop.
+
+*Tickets.* A pullback that forward returned (split mode) must live as long as torch keeps what was
+saved for backward, and no longer. `Forward` returns it beside y as a ticket: an empty-looking
+tensor over memory that carries the pullback, found again by the memory's address, whatever wrapper
+torch puts around it. A ticket that is lost or void (no pullback, another point, a copy) only means
+that forward runs again.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from adeptml_core.derivatives import check_may_run_again, curvature, pushforward
+from adeptml_core.errors import HigherOrderError
+from adeptml_core.solver import Linearizer, Pullback, Solver
+from adeptml_core.tensors import adopted, argument, array_of
+
+try:
+    from torch._C import _are_functorch_transforms_active as _functorch_is_active
+except ImportError:  # private, so it may go: then the nodes here serve every call, which is slower
+
+    def _functorch_is_active() -> bool:
+        return True
+
+
+__all__ = [
+    "Bound",
+    "Forward",
+    "PullbackNode",
+    "are_active",
+    "as_tensors",
+    "at_their_places",
+    "final",
+    "linearized",
+    "pulled",
+    "ticket_of",
+    "warn_undeclared",
+]
+
+
+AnyArray = NDArray[Any]
+
+
+def are_active() -> bool:
+    """Tell whether torch.func or forward mode is at work."""
+    return _functorch_is_active() or getattr(forward_ad, "_current_level", 0) >= 0
+
+
+# ---- tickets -------------------------------------------------------------------------------------
+
+
+class _Stub(np.ndarray[Any, Any]):
+    """Memory that carries a pullback."""
+
+    pullback: Pullback
+
+
+_stubs: WeakValueDictionary[int, _Stub] = WeakValueDictionary()
+
+
+def ticket_of(pullback: Pullback | None) -> Tensor:
+    """Return a tensor that keeps `pullback` alive; for None one that says so."""
+    if pullback is None:
+        return torch.zeros((), dtype=torch.int64)
+    stub = np.zeros((), np.int64).view(_Stub)
+    stub.pullback = pullback
+    ticket = torch.from_numpy(stub)
+    _stubs[ticket.data_ptr()] = stub
+    return ticket
+
+
+def _redeemed(ticket: Tensor | None) -> Pullback | None:
+    stub = None if ticket is None else _stubs.get(ticket.data_ptr())
+    return None if stub is None else stub.pullback
+
+
+# ---- what goes in --------------------------------------------------------------------------------
+
+
+def as_tensors(args: Sequence[Any]) -> list[Tensor]:
+    """Return a declared solver's args as tensors; numbers and arrays keep their precision."""
+    return [arg if isinstance(arg, Tensor) else torch.from_numpy(np.array(arg)) for arg in args]
+
+
+class Bound:
+    """Bare functions with their args, which get no derivative and may be anything."""
+
+    def __init__(self, solver: Linearizer, args: tuple[Any, ...]) -> None:
+        self.solver = solver
+        self.args = args
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.solver, name)
+
+    def linearize(self, x: AnyArray) -> tuple[AnyArray, Pullback]:
+        """Return y and the pullback at x."""
+        return self.solver.linearize(x, *map(argument, self.args))
+
+    def pullback_at(self, x: AnyArray) -> Pullback:
+        """Return the pullback alone."""
+        return self.solver.pullback_at(x, *map(argument, self.args))
+
+    def jacobians(self, y: tuple[int, ...], x: AnyArray) -> tuple[AnyArray | None, ...]:
+        """Return the Jacobian for x."""
+        return self.solver.jacobians(y, x, *map(argument, self.args))
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def warn_undeclared(solver: str, arg: str) -> None:
+    """Say, once for each arg, that it requires grad and gets none."""
+    if (solver, arg) in _warned:
+        return
+    _warned.add((solver, arg))
+    warnings.warn(
+        f"{solver}: {arg} requires grad, but the solver declares no derivative for it; it gets no "
+        "gradient and will not train. Detach it, or declare the arg differentiable.",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+# ---- what the nodes compute: plain tensors in and out --------------------------------------------
+
+
+def linearized(solver: Linearizer, x: Tensor, args: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Return y and the ticket for its pullback."""
+    y, pullback = solver.linearize(array_of(x), *map(argument, args))
+    ticket = ticket_of(pullback if solver.keeps_pullback else None)
+    return adopted(y, x), ticket
+
+
+def pulled(
+    solver: Linearizer, ticket: Tensor | None, g: Tensor, x: Tensor, args: Sequence[Any]
+) -> list[Tensor]:
+    """Return the cotangents of x and of each differentiable arg."""
+    pullback = _redeemed(ticket)
+    if pullback is None:
+        check_may_run_again(solver)
+        pullback = solver.pullback_at(array_of(x), *map(argument, args))
+    arrays: list[Any] = list(pullback(array_of(g)))
+    arrays.reverse()
+    found = []
+    for like in (x, *args):
+        array = arrays.pop() if arrays else None  # `array` alone holds it
+        if array is not None:
+            found.append(adopted(array, like))
+    return found
+
+
+def _pushed(
+    solver: Linearizer,
+    core: tuple[int, ...],
+    ticket: Tensor | None,
+    point: Sequence[Any],
+    tangents: Sequence[Tensor | None],
+) -> Tensor:
+    x, *args = point
+    moves = [None if v is None else array_of(v) for v in tangents]
+    arrays = [argument(arg) for arg in args]
+    y = (len(x), *core)
+    return adopted(pushforward(solver, moves, y, _redeemed(ticket), array_of(x), *arrays), x)
+
+
+def _curved(
+    solver: Linearizer, g: Tensor, point: Sequence[Any], tangents: Sequence[Tensor | None]
+) -> list[Tensor]:
+    x, *args = point
+    moves = [None if v is None else array_of(v) for v in tangents]
+    found = curvature(solver, array_of(g), moves, array_of(x), *map(argument, args))
+    return [
+        adopted(array, like) for array, like in zip(found, (x, *args)) if array is not None
+    ]  # a solver's own hvp speaks of x alone  # fmt: skip
+
+
+# ---- the nodes -----------------------------------------------------------------------------------
+
+
+class Forward(Function):
+    """``(solver, x, *args) -> (y, ticket)``; the args are tensors."""
+
+    @staticmethod
+    def forward(solver: Linearizer, x: Tensor, *args: Tensor) -> Any:
+        return linearized(solver, x, args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        solver, *point = inputs
+        y, ticket = output
+        ctx.mark_non_differentiable(ticket)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(ticket, *point)
+        ctx.save_for_forward(ticket, *point)
+        ctx.solver, ctx.core = solver, tuple(y.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        ticket, *point = ctx.saved_tensors
+        if cotangents[0] is None:
+            return (None,) * (1 + len(point))
+        found = PullbackNode.apply(ctx.solver, cotangents[0], ticket, *final(ctx.solver, point))
+        return None, *at_their_places(ctx.solver, found, len(point))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Any) -> Any:
+        ticket, *point = ctx.saved_tensors
+        _refuse_undeclared(ctx.solver, tangents)
+        moved = PushforwardNode.apply(
+            ctx.solver, ctx.core, ticket, *final(ctx.solver, point), *tangents
+        )
+        return moved, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, solver: Linearizer, *point: Tensor) -> Any:
+        def apply(point: Sequence[Any], _: Sequence[Any]) -> tuple[Tensor, ...]:
+            return (Forward.apply(solver, *point)[0],)
+
+        batched = _Batched(info, solver, point, in_dims[1:])
+        (y,) = batched.run(apply)
+        return (y, ticket_of(None)), (0, None)
+
+
+class PullbackNode(Function):
+    """``(solver, g, ticket, x, *args) -> cotangents`` of x and each differentiable arg."""
+
+    @staticmethod
+    def forward(solver: Linearizer, g: Tensor, ticket: Tensor | None, *point: Tensor) -> Any:
+        return tuple(pulled(solver, ticket, g, point[0], point[1:]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        solver, g, ticket, *point = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(ticket, g, *point)
+        ctx.save_for_forward(ticket, g, *point)
+        ctx.solver = solver
+
+    @staticmethod
+    def backward(ctx: Any, *v: Any) -> Any:
+        ticket, g, *point = ctx.saved_tensors
+        moves = at_their_places(ctx.solver, v, len(point))
+        of_g = of_point = None
+        if ctx.needs_input_grad[1]:
+            at = final(ctx.solver, point)
+            core = tuple(g.shape[1:])
+            of_g = PushforwardNode.apply(ctx.solver, core, ticket, *at, *moves)
+        if any(ctx.needs_input_grad[3:]):
+            of_point = _curvature(ctx.solver, g, point, moves, ctx.needs_input_grad[3:])
+        return None, of_g, None, *(of_point or [None] * len(point))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dg: Any, __: None, *moves: Any) -> Any:
+        ticket, g, *point = ctx.saved_tensors
+        total: Sequence[Any] = [None] * sum(_wanted(ctx.solver, len(point)))
+        if dg is not None:
+            at = final(ctx.solver, point)
+            total = PullbackNode.apply(ctx.solver, dg, ticket, *at)
+        if any(v is not None for v in moves):
+            needed = _wanted(ctx.solver, len(point))
+            curved = _curvature(ctx.solver, g, point, moves, needed)
+            curved = [c for c, is_wanted in zip(curved, needed, strict=True) if is_wanted]
+            total = [c if t is None else t + c for t, c in zip(total, curved, strict=True)]
+        return tuple(total)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, solver: Linearizer, g: Tensor, ticket: Any, *point: Tensor
+    ) -> Any:
+        def apply(point: Sequence[Any], rest: Sequence[Any]) -> tuple[Tensor, ...]:
+            (g,) = rest
+            kept = ticket if batched.is_at_one_point else None
+            return tuple(PullbackNode.apply(solver, g, kept, *point))
+
+        batched = _Batched(info, solver, point, in_dims[3:], [g], in_dims[1:2], sums=True)
+        found = batched.run(apply)
+        return found, (0,) * len(found)
+
+
+class PushforwardNode(Function):
+    """``(solver, y_core, ticket, x, *args, dx, *dargs) -> dy``; None for a tangent that is zero."""
+
+    @staticmethod
+    def forward(solver: Linearizer, core: tuple[int, ...], ticket: Any, *rest: Any) -> Any:
+        point, tangents = _halves(rest)
+        return _pushed(solver, core, ticket, point, tangents)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.solver, ctx.core, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, w: Any) -> Any:
+        ticket, *rest = ctx.saved_tensors
+        point, moves = _halves(rest)
+        n = len(point)
+        if w is None:
+            return (None,) * (3 + 2 * n)
+        of_point: Sequence[Any] = [None] * n
+        if any(ctx.needs_input_grad[3 : 3 + n]):
+            needed = ctx.needs_input_grad[3 : 3 + n]
+            of_point = _curvature(ctx.solver, w, point, moves, needed)
+        found = PullbackNode.apply(ctx.solver, w, ticket, *final(ctx.solver, point))
+        of_moves = at_their_places(ctx.solver, found, n)
+        of_moves = [None if v is None else c for v, c in zip(moves, of_moves, strict=True)]
+        return None, None, None, *of_point, *of_moves
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, __: None, ___: None, *tangents: Any) -> Any:
+        ticket, *rest = ctx.saved_tensors
+        point, _moves = _halves(rest)
+        moved, turned = _halves(tangents)
+        if any(v is not None for v in moved):
+            raise _no_further(ctx.solver, "forward mode over forward mode")
+        at = final(ctx.solver, point)
+        return PushforwardNode.apply(ctx.solver, ctx.core, ticket, *at, *turned)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, solver: Linearizer, core: Any, ticket: Any, *rest: Any
+    ) -> Any:
+        point, tangents = _halves(rest)
+        dims, tangent_dims = _halves(in_dims[3:])
+
+        def apply(point: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, ...]:
+            kept = ticket if batched.is_at_one_point else None
+            return (PushforwardNode.apply(solver, core, kept, *point, *tangents),)
+
+        batched = _Batched(info, solver, point, dims, tangents, tangent_dims, are_tangents=True)
+        return batched.run(apply)[0], 0
+
+
+class CurvatureNode(Function):
+    """``(solver, g, x, *args, vx, *vargs) -> d(pullback(g)) @ v``; for x alone with an hvp."""
+
+    @staticmethod
+    def forward(solver: Linearizer, g: Tensor, *rest: Any) -> Any:
+        return tuple(_curved(solver, g, *_halves(rest)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.solver = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise _no_further(ctx.solver, "a third derivative")
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise _no_further(ctx.solver, "a third derivative")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, solver: Linearizer, g: Tensor, *rest: Any) -> Any:
+        point, tangents = _halves(rest)
+        dims, tangent_dims = _halves(in_dims[2:])
+
+        def apply(point: Sequence[Any], rest: Sequence[Any]) -> tuple[Tensor, ...]:
+            *tangents, g = rest
+            return tuple(CurvatureNode.apply(solver, g, *point, *tangents))
+
+        others, other_dims = [*tangents, g], [*tangent_dims, in_dims[1]]
+        batched = _Batched(
+            info, solver, point, dims, others, other_dims, sums=True, are_tangents=True
+        )
+        found = batched.run(apply)
+        return found, (0,) * len(found)
+
+
+# ---- where z may not be differentiated any more --------------------------------------------------
+
+
+class _Final(Function):
+    """The identity; its derivative is refused."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(solver: Linearizer, value: Tensor) -> Any:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.solver = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        raise _no_rule(ctx.solver)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, tangent: Any) -> Any:
+        raise _no_rule(ctx.solver)
+
+
+def final(solver: Linearizer, point: Sequence[Any]) -> list[Any]:
+    """Return x and the args as they may enter a first derivative."""
+    if not isinstance(point[0], Tensor) or solver.second_order is not None:
+        return list(point)
+    first = 1 if solver.has("hvp") else 0
+    return [
+        _Final.apply(solver, value) if index >= first and _floats(value) else value
+        for index, value in enumerate(point)
+    ]
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _curvature(
+    solver: Linearizer,
+    g: Tensor,
+    point: Sequence[Any],
+    moves: Sequence[Any],
+    needed: Sequence[bool],
+) -> list[Any]:
+    """Return the derivative of ``pullback(g)`` along `moves` for x and the args.
+
+    Where there is no rule, what stands here is never read: torch goes on to `_Final`, which
+    refuses, or it did not ask. It is NaN all the same.
+    """
+    has_all, has_x = solver.second_order is not None, solver.has("hvp")
+    if has_all or has_x:
+        if not has_all and any(v is not None for v in moves[1:]):
+            raise _no_rule(solver, "hvp= is declared, which speaks of x alone, not of the args. ")
+        found = CurvatureNode.apply(solver, g, *point, *moves)
+        curved = at_their_places(solver, found, len(point)) if has_all else [found[0]]
+    else:
+        curved = []
+    curved = [*curved, *(None for _ in range(len(point) - len(curved)))]
+    return [
+        c if c is not None or not is_needed or not _floats(z) else torch.full_like(z, torch.nan)
+        for c, z, is_needed in zip(curved, point, needed, strict=True)
+    ]
+
+
+def _no_rule(solver: Linearizer, why: str = "") -> HigherOrderError:
+    return HigherOrderError(
+        f"{solver.name}: a second derivative was asked for, and the solver has no rule for it; "
+        f"{why}torch would take its first derivative for a constant and return a wrong number. "
+        "Where only first derivatives are meant, drop create_graph=True. Else declare hvp= in the "
+        "solver's spec, or choose second_order='differences' (in PhysicsConfig or solve).",
+        solver=solver.name,
+    )
+
+
+def _no_further(solver: Linearizer, what: str) -> HigherOrderError:
+    return HigherOrderError(
+        f"{solver.name}: {what} was asked for, for which there is no rule. Second derivatives go "
+        "by reverse mode over reverse mode, or forward over reverse (torch.func.hessian).",
+        solver=solver.name,
+    )
+
+
+def _refuse_undeclared(solver: Linearizer, tangents: Sequence[Any]) -> None:
+    for index, (tangent, is_wanted) in enumerate(
+        zip(tangents, _wanted(solver, len(tangents)), strict=True)
+    ):
+        if tangent is not None and not is_wanted:
+            raise HigherOrderError(
+                f"{solver.name}: forward mode reached {solver.arg_name(index - 1)}, for which the "
+                "solver declares no derivative. Detach it, or declare the arg differentiable.",
+                solver=solver.name,
+            )
+
+
+# ---- places --------------------------------------------------------------------------------------
+
+
+def _wanted(solver: Linearizer, count: int) -> tuple[bool, ...]:
+    return solver.differentiable or (True, *(False for _ in range(count - 1)))
+
+
+def at_their_places(solver: Linearizer, found: Sequence[Any], count: int) -> list[Any]:
+    """Return what there is for x and the differentiable args, with None for the others."""
+    values: Iterator[Any] = iter(found)
+    return [next(values) if is_wanted else None for is_wanted in _wanted(solver, count)]
+
+
+def _halves(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    half = len(values) // 2
+    return values[:half], values[half:]
+
+
+# ---- vmap ----------------------------------------------------------------------------------------
+
+Apply = Callable[[Sequence[Any], Sequence[Any]], tuple[Tensor, ...]]
+
+
+class _Batched:
+    """One node under vmap: the point z, and other tensors that belong to it.
+
+    Parameters
+    ----------
+    info
+        torch's, with ``batch_size``.
+    solver : Linearizer
+    point, dims
+        x and the args, and where their vmapped axes are (None: nowhere).
+    others, other_dims
+        Cotangents and tangents, likewise.
+    sums : bool
+        Whether the node returns cotangents of the args.
+    are_tangents : bool
+        Whether the first of `others` are tangents of x and the args; elsewhere all have a batch.
+    """
+
+    def __init__(
+        self,
+        info: Any,
+        solver: Linearizer,
+        point: Sequence[Any],
+        dims: Sequence[int | None],
+        others: Sequence[Any] = (),
+        other_dims: Sequence[int | None] = (),
+        *,
+        sums: bool = False,
+        are_tangents: bool = False,
+    ) -> None:
+        self.size = info.batch_size
+        self.solver = solver
+        self.point, self.dims = point, dims
+        self.others, self.other_dims = others, other_dims
+        self.sums, self.are_tangents = sums, are_tangents
+        self.is_at_one_point = all(dim is None for dim in dims)
+        self.shared = [
+            isinstance(solver, Solver) and solver.is_shared(i, arg.ndim - (dim is not None))
+            for i, (arg, dim) in enumerate(zip(point[1:], dims[1:], strict=True))
+        ]
+
+    def run(self, apply: Apply) -> tuple[Tensor, ...]:
+        """Return the node's results, vmapped axis first."""
+        must_loop = self.is_at_one_point and self.solver.keeps_pullback
+        if must_loop or not self._can_fold():
+            return self._loop(apply)
+        self.is_at_one_point = False  # the folded batch is another point
+        return self._fold(apply)
+
+    def _can_fold(self) -> bool:
+        if not isinstance(self.solver, Solver) or not self.solver.row_independent:
+            return False
+        always_shared = (array.batched is False for array in self.solver.spec.args)
+        moved = self._spreads()
+        return not any(a and m for a, m in zip(always_shared, moved, strict=True))
+
+    def _spreads(self) -> list[bool]:
+        """Tell which shared args must become per-sample ones: those that vary, or are summed."""
+        assert isinstance(self.solver, Solver)
+        wanted = self.solver.spec.differentiable[1:]
+        gives = self.sums or self.are_tangents
+        return [
+            shared and (dim is not None or (gives and is_wanted))
+            for shared, dim, is_wanted in zip(self.shared, self.dims[1:], wanted, strict=True)
+        ]
+
+    def _loop(self, apply: Apply) -> tuple[Tensor, ...]:
+        def at(values: Sequence[Any], dims: Sequence[int | None], i: int) -> list[Any]:
+            pairs = zip(values, dims, strict=True)
+            return [v if dim is None else v.select(dim, i) for v, dim in pairs]
+
+        results = [
+            apply(at(self.point, self.dims, i), at(self.others, self.other_dims, i))
+            for i in range(self.size)
+        ]
+        return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+
+    def _fold(self, apply: Apply) -> tuple[Tensor, ...]:
+        spreads = [False, *self._spreads()]
+        x, dim = self.point[0], self.dims[0]
+        rows = x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
+        keeps = [False, *(shared and not s for shared, s in zip(self.shared, spreads[1:]))]  # noqa: B905
+        fold = _Fold(self.size, rows)
+        point = [
+            z if kept else fold.into(z, dim, spread)
+            for z, dim, spread, kept in zip(self.point, self.dims, spreads, keeps, strict=True)
+        ]
+        n = len(spreads) if self.are_tangents else 0
+        places = [*spreads[:n], *(False for _ in self.others[n:])]
+        others = [
+            None if t is None else fold.into(t, dim, spread)
+            for t, dim, spread in zip(self.others, self.other_dims, places, strict=True)
+        ]
+        results = apply(point, others)
+        if not self.sums:
+            return tuple(fold.out_of(result) for result in results)
+        was_shared = [
+            spread
+            for spread, is_wanted in zip(spreads, _wanted(self.solver, len(point)), strict=True)
+            if is_wanted
+        ]
+        return tuple(
+            fold.out_of(r).sum(1) if shared else fold.out_of(r)
+            for r, shared in zip(results, was_shared)  # noqa: B905 - an hvp gives x alone
+        )
+
+
+class _Fold:
+    """The vmapped axis and the batch as one axis: (vmapped, batch, ...) <-> (rows, ...)."""
+
+    def __init__(self, size: int, batch: int) -> None:
+        self.size = size
+        self.batch = batch
+
+    def into(self, tensor: Tensor, dim: int | None, is_shared: bool) -> Tensor:
+        """Return `tensor` with both axes in one; a shared one is repeated for each row."""
+        if dim is None:
+            tensor = tensor.expand(self.size, *tensor.shape)
+        else:
+            tensor = tensor.movedim(dim, 0)
+        if is_shared:
+            tensor = tensor[:, None].expand(self.size, self.batch, *tensor.shape[1:])
+        return tensor.reshape(self.size * self.batch, *tensor.shape[2:])
+
+    def out_of(self, rows: Tensor) -> Tensor:
+        """Return the two axes apart again."""
+        return rows.reshape(self.size, self.batch, *rows.shape[1:])
