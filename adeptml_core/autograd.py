@@ -23,7 +23,7 @@ would go on with the wrong number.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, cast
 
@@ -35,6 +35,15 @@ from adeptml_core.derivatives import check_may_run_again
 from adeptml_core.errors import InputError
 from adeptml_core.solver import Linearizer, Pullback, Solver, named
 from adeptml_core.tensors import adopted, argument, array_of
+
+_dynamo_is_watching: Callable[[], object]
+try:
+    from torch._C._dynamo import eval_frame
+except ImportError:  # private, so it may go: Dynamo then tries to trace solvers after a graph break
+    _dynamo_is_watching = bool
+else:
+    _dynamo_is_watching = eval_frame.get_eval_frame_callback
+
 
 __all__ = ["apply", "solve"]
 
@@ -75,7 +84,16 @@ def solve(
     ContractError
         What the solver returned does not.
     """
+    if torch.compiler.is_compiling() and not transforms.functorch_is_active():
+        identity = _identity(name, options, second_order)
+        return program.call(identity, x, transforms.as_tensors(args))
     return apply(_named(name, _hashable(options), second_order), x, *args)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _identity(name: str, options: Any, second_order: str | None) -> str:
+    """Look the solver up while torch traces, not in the program."""
+    return _named(name, _hashable(options), second_order).identity
 
 
 def _hashable(options: Mapping[str, object] | None) -> tuple[tuple[str, object], ...]:
@@ -109,6 +127,8 @@ def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return _in_a_program(solver, x, args)
+    if _dynamo_is_watching():  # it failed to trace this call, and would trace numpy
+        return cast(Tensor, _beside_the_program(solver, x, *args))
     if not isinstance(x, Tensor):
         raise InputError(
             f"{solver.name}: x is of type {type(x).__name__}; the operator takes a torch.Tensor"
@@ -121,7 +141,7 @@ def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
             args = _declared(solver, args)
             in_args = any(isinstance(a, Tensor) and a.requires_grad for a in args)
         if in_args or x.requires_grad:
-            return _record(solver, x, *args)  # type: ignore[no-any-return]
+            return _record(solver, x, *args)  # type: ignore[no-any-return,no-untyped-call]
     y = solver.forward(array_of(x), *[argument(arg) for arg in args])
     return adopted(y, x)
 
@@ -139,20 +159,18 @@ def _declared(solver: Linearizer, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _in_a_program(solver: Linearizer, x: Tensor, args: tuple[Any, ...]) -> Tensor:
-    """Record a call in the program that torch traces; bare functions run beside it."""
-    if not isinstance(solver, Solver):
-        return cast(Tensor, _outside_the_graph(solver, x, *args))
-    if transforms.are_active():
-        raise InputError(
-            f"{solver.name}: torch.compile around torch.func is not supported, as it would lose "
-            "derivatives in silence; apply torch.func to the eager function, or compile without it"
-        )
-    return program.call(solver, x, transforms.as_tensors(args))
+    """Record a call in the program that torch traces, or run beside it."""
+    if isinstance(solver, Solver) and not transforms.functorch_is_active():
+        return program.call(solver.identity, x, transforms.as_tensors(args))
+    return cast(Tensor, _beside_the_program(solver, x, *args))
 
 
-@torch.compiler.disable(reason="bare functions have no declared shapes; use a solver by name")  # type: ignore[untyped-decorator]
-def _outside_the_graph(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
-    """Run eagerly, beside what torch.compile compiles: a graph break, never a traced solver."""
+@torch.compiler.disable(  # type: ignore[no-untyped-call,untyped-decorator]
+    reason="a solver enters a compiled program by its declared shapes, which bare functions do not "
+    "have; and torch.compile around torch.func would lose its derivatives"
+)
+def _beside_the_program(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
+    """Run eagerly: a graph break, never a traced solver."""
     return apply(solver, x, *args)
 
 
@@ -162,7 +180,7 @@ def _transformed(solver: Linearizer, x: Tensor, args: tuple[Any, ...]) -> Tensor
         point = [x, *transforms.as_tensors(_declared(solver, args))]
     else:
         solver, point = transforms.Bound(solver, args), [x]
-    y, _ = transforms.Forward.apply(solver, *point)  # type: ignore[no-untyped-call]
+    y, _ = transforms.run(transforms.Forward, solver, *point)
     return cast(Tensor, y)
 
 
@@ -248,7 +266,7 @@ def _differentiable(
     else:
         solver, count, point = transforms.Bound(solver, tuple(args)), 1, [x]
     ticket = transforms.ticket_of(pullback)
-    node = transforms.PullbackNode
-    found = node.apply(solver, g, ticket, *transforms.final(solver, point))  # type: ignore[no-untyped-call]
+    point = transforms.final(solver, point)
+    found = transforms.run(transforms.PullbackNode, solver, g, ticket, *point)
     missing = [None] * (len(args) + 1 - count)
     return [*transforms.at_their_places(solver, found, count), *missing]

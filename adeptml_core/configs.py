@@ -20,7 +20,7 @@ from typing import Any
 
 from adeptml_core import registry
 from adeptml_core.errors import ConfigError
-from adeptml_core.spec import Array, Mode, SolverSpec, did_you_mean
+from adeptml_core.spec import Array, Mode, SolverSpec, check_second_order, did_you_mean
 
 __all__ = [
     "ACTIVATIONS",
@@ -172,6 +172,9 @@ class PhysicsConfig:
         The solver's options by name; validated against their declarations.
     args : mapping, optional
         Constants for the solver's args by name; saved with the config.
+    second_order : ``"differences"``, optional
+        Second derivatives by central differences of the pullback. By default they are refused,
+        unless the solver declares a rule (``hvp``).
 
     Raises
     ------
@@ -190,12 +193,14 @@ class PhysicsConfig:
     solver: str | SolverSpec | None = None
     options: Mapping[str, Any] | None = None
     args: Mapping[str, Any] | None = None
+    second_order: str | None = None
 
     def __post_init__(self) -> None:
         self.validate()
 
     def validate(self) -> None:
         """Raise `ConfigError` where a field is wrong."""
+        check_second_order(self.second_order)
         if (self.forward_func is None) == (self.solver is None):
             given = "neither" if self.solver is None else "both"
             raise ConfigError(
@@ -269,7 +274,7 @@ class PhysicsConfig:
         self.args = dict(self.args or {})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``{"solver", "options", "args"}``, ready for JSON and TOML.
+        """Return ``{"solver", "options", "args", "second_order"}``, for JSON and TOML.
 
         Raises
         ------
@@ -287,12 +292,15 @@ class PhysicsConfig:
             values = getattr(self, name)
             if values:
                 data[name] = {key: _encoded(value) for key, value in values.items()}
+        if self.second_order is not None:
+            data["second_order"] = self.second_order
         return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PhysicsConfig":
         """Return the config that `to_dict` wrote."""
-        data = _known_keys("PhysicsConfig", data, ("solver", "options", "args"))
+        known = ("solver", "options", "args", "second_order")
+        data = _known_keys("PhysicsConfig", data, known)
         name = data.get("solver")
         if not isinstance(name, str):
             raise ConfigError(f"PhysicsConfig: solver={name!r} must be a solver's name")
@@ -302,7 +310,8 @@ class PhysicsConfig:
             for key, value in (data.get("options") or {}).items()
         }
         args = {key: _decoded(value) for key, value in (data.get("args") or {}).items()}
-        return cls(solver=name, options=options, args=args)
+        second_order = data.get("second_order")
+        return cls(solver=name, options=options, args=args, second_order=second_order)
 
 
 ModelConfig = MLPConfig | PhysicsConfig

@@ -1,7 +1,7 @@
 """What else follows from a pullback: the pushforward, and the second derivative.
 
-A solver ``y = f(z)``, ``z = (x, *args)``, gives ``pullback(g) = g @ J``. Two more products are asked
-for, by forward-mode differentiation and by a second derivative:
+A solver ``y = f(z)``, ``z = (x, *args)``, gives ``pullback(g) = g @ J``. Two more products are
+asked for, by forward-mode differentiation and by a second derivative:
 
 *pushforward*  ``J @ v``. From the spec's ``jvp``; from the Jacobian, in that mode; else from one
 pullback for each entry of y, since row j of J is ``pullback(e_j)``. Where rows are independent one
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adeptml_core.errors import HigherOrderError, InputError
-from adeptml_core.solver import Linearizer, Pullback, Solver
+from adeptml_core.solver import Linearizer, Pullback, Solver, wanted
 from adeptml_core.spec import Mode
 
 __all__ = ["MOST_PULLBACKS", "curvature", "pushforward"]
@@ -219,10 +219,9 @@ def _differences(
 ) -> tuple[AnyArray | None, ...]:
     check_may_run_again(solver)
     wide = _widest(solver)
-    wanted = solver.differentiable or (True, *(False for _ in args))
     point = [
         np.asarray(value, wide) if is_wanted else value
-        for value, is_wanted in zip((x, *args), wanted, strict=True)
+        for value, is_wanted in zip((x, *args), wanted(solver, 1 + len(args)), strict=True)
     ]
     moves = [None if v is None else np.asarray(v, wide) for v in tangents]
     step = _step(solver, point, moves, float(np.finfo(wide).eps))
@@ -270,11 +269,10 @@ def _step(solver: Linearizer, point: Sequence[Any], moves: Tangents, eps: float)
     for index, (value, move) in enumerate(zip(point, moves, strict=True)):
         if move is None or not move.any():
             continue
-        value, move = (a.reshape(batch if by_row else 1, -1) for a in (value, move))
-        size = np.abs(value).max(1)
+        size, pace = (np.abs(a).reshape(batch if by_row else 1, -1).max(1) for a in (value, move))
         with np.errstate(divide="ignore"):
-            reach = np.minimum(reach, np.where(size > 0, size, 1.0) / np.abs(move).max(1))
-        room = np.minimum(room, _room(solver, index, point[index], moves[index], by_row))
+            reach = np.minimum(reach, np.where(size > 0, size, 1.0) / pace)
+        room = np.minimum(room, _room(solver, index, value, move, by_row))
     reach = np.where(np.isfinite(reach), reach, 1.0)
     step = np.minimum(eps**0.2 * reach, 0.9 * room)
     if (step < 1e-3 * eps**0.2 * reach).any():
@@ -312,4 +310,4 @@ def _room(solver: Linearizer, index: int, value: Any, move: Any, by_row: bool) -
     with np.errstate(divide="ignore", invalid="ignore"):
         paces = np.where(move == 0, np.inf, room / np.abs(move))
     # Outside its bounds nothing is promised anyway: no use in holding a point there.
-    return np.where(paces < 0, np.inf, paces).reshape(rows, -1).min(1)
+    return np.asarray(np.where(paces < 0, np.inf, paces).reshape(rows, -1).min(1))

@@ -89,7 +89,8 @@ class HybridModel(nn.Module):
             self._add_network(name, MLP(member) if isinstance(member, MLPConfig) else member)
             self._steps[name] = _Network(route)
         elif isinstance(member, PhysicsConfig) and member.solver is None:
-            bare = RawSolver(member.mode, _function(member), member.jacobian_func, name=name)
+            functions = _function(member), member.jacobian_func
+            bare = RawSolver(member.mode, *functions, name=name, second_order=member.second_order)
             self.models_physics[name] = FACES[member.mode]
             self._steps[name] = _Bare(route, bare)
         else:
@@ -205,6 +206,16 @@ class _Columns:
     where: str
     source: str
     columns: list[int] | None
+    _most: int = field(init=False)
+    _least: int = field(init=False)
+    _is_slice: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        most, least = max(self.columns or [0]) + 1, min(self.columns or [0])
+        # A view where it does: its gradient is much cheaper than that of an index list.
+        is_slice = least >= 0 and self.columns == list(range(least, most))
+        for name, value in (("_most", most), ("_least", least), ("_is_slice", is_slice)):
+            object.__setattr__(self, name, value)
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return the columns of `tensor`, shape (batch, columns, ...)."""
@@ -218,21 +229,8 @@ class _Columns:
                 f"{self.source!r} has the shape {tuple(tensor.shape)}"
             )
         if self._is_slice:
-            return tensor[:, self.columns[0] : self._most]
+            return tensor[:, self._least : self._most]
         return tensor[:, self.columns]
-
-    @functools.cached_property
-    def _most(self) -> int:
-        return max(self.columns or [0]) + 1
-
-    @functools.cached_property
-    def _least(self) -> int:
-        return min(self.columns or [0])
-
-    @functools.cached_property
-    def _is_slice(self) -> bool:
-        """Whether a view does: its gradient is much cheaper than that of an index list."""
-        return self._least >= 0 and self.columns == list(range(self._least, self._most))
 
 
 @dataclass(frozen=True)
@@ -336,12 +334,12 @@ class _Named:
         return self.solver.spec
 
     def __call__(self, values: Values, previous: str, given: Any) -> Tensor:
-        sizes = dict(self.solver.declared_sizes)
+        sizes = dict(_declared_sizes(self.solver))
         x = self._x(values, previous, sizes)
         sources = {**self.constants, **self._by_name(given)}
         for arg, route in self.arg_routes.items():
             array = next(a for a in self.spec.args if a.name == arg)
-            sources[arg] = self._routed(array, route, values, len(x), sizes)
+            sources[arg] = self._routed(array, route, values, x.shape[0], sizes)
         missing = [array.name for array in self.spec.args if array.name not in sources]
         if missing:
             raise ConfigError(self._no_source(missing))
@@ -413,7 +411,9 @@ class _Named:
             return False
         width = math.prod(sole.shape[1:])
         known = math.prod(size for size in core if size is not None)
-        per_sample = len(core) > 1 and None in core and len(sole) == batch and width % known == 0
+        per_sample = (
+            len(core) > 1 and None in core and sole.shape[0] == batch and width % known == 0
+        )
         if per_sample and batch > 1:
             raise ConfigError(
                 f"model {self.member!r} (solver {self.solver.name}): what is routed to "
@@ -426,7 +426,7 @@ class _Named:
     def _reshaped(self, array: Array, flat: Tensor, sizes: Mapping[str, int]) -> Tensor:
         """Return `flat`, shape (batch, columns), as (batch, *core)."""
         core = [sizes.get(size, -1) if isinstance(size, str) else size for size in array.shape]
-        known = math.prod(size for size in core if size != -1)
+        known = math.prod([size for size in core if size != -1])
         fits = flat.shape[1] == known if -1 not in core else flat.shape[1] % known == 0
         if core.count(-1) > 1 or not fits or not flat.shape[1]:
             raise ConfigError(
@@ -452,10 +452,16 @@ class _Named:
         )
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _declared_sizes(solver: Solver) -> tuple[tuple[str, int], ...]:
+    """Return the sizes; asked of the solver while torch traces, not in the program."""
+    return tuple(solver.declared_sizes.items())
+
+
 def _solver(config: PhysicsConfig) -> Solver:
     if isinstance(config.solver, str):
-        return named(config.solver, config.options)
-    return Solver(config.spec, config.options)
+        return named(config.solver, config.options, second_order=config.second_order)
+    return Solver(config.spec, config.options, second_order=config.second_order)
 
 
 def _constant(spec: SolverSpec, arg: str, value: Any) -> Tensor:

@@ -9,24 +9,26 @@ What holds a program together with its time: a plugin that is missing is an erro
 one of another version a warning.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from adeptml_core.errors import HigherOrderError, InputError
 from adeptml_core.solver import Solver, identified
-from adeptml_core.transforms import linearized, pulled, warn_undeclared
+from adeptml_core.transforms import functorch_is_active, linearized, pulled, warn_undeclared
 
 __all__ = ["call"]
 
 TENSORS = list[Tensor]
 
 
-def call(solver: Solver, x: Tensor, args: Sequence[Tensor]) -> Tensor:
-    """Record a call of `solver` in the program that is being traced."""
-    y, _ = torch.ops.adeptml.linearize(x, list(args), solver.identity)
+def call(identity: str, x: Tensor, args: Sequence[Tensor]) -> Tensor:
+    """Record a call of the solver in the program that is being traced."""
+    y, _ = torch.ops.adeptml.linearize(x, list(args), identity)
     return y  # type: ignore[no-any-return]
 
 
@@ -107,9 +109,41 @@ pullback.register_autograd(_refuse, setup_context=_name)
 
 
 def _refuse_tangents(solver: str, *tensors: Tensor) -> None:
-    forward_ad = torch.autograd.forward_ad
+    """Refuse forward mode, of which torch tells such an op nothing."""
     if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # type: ignore[no-untyped-call]
-        raise InputError(
-            f"{identified(solver).name}: forward mode reached a compiled or exported program, "
-            "which would drop the tangent; call the eager model instead"
-        )
+        raise _not_here(solver)
+
+
+def _not_here(solver: str) -> InputError:
+    return InputError(
+        f"{identified(solver).name}: forward mode or torch.func reached a compiled or exported "
+        "program, which would drop derivatives in silence; use the eager model there"
+    )
+
+
+def _refuse_functorch() -> None:
+    """Refuse torch.func around the op: its jvp would be zero in silence.
+
+    There is no public hook for it. Where torch's private maker of the kernel has gone, the op stays
+    as torch makes it, which refuses all of torch.func but jvp and jacfwd.
+    """
+    try:
+        from torch._library.autograd import make_autograd_impl
+    except ImportError:
+        return
+    kernel = make_autograd_impl(linearize._opoverload, linearize)
+
+    def guarded(keyset: Any, x: Tensor, args: TENSORS, solver: str) -> Any:
+        if functorch_is_active():
+            raise _not_here(solver)
+        return kernel(keyset, x, args, solver)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "overriding a kernel": it is meant
+        _library.impl("linearize", guarded, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+
+
+_library = torch.library.Library("adeptml", "FRAGMENT")  # type: ignore[no-untyped-call]
+"""Kept, since its kernels go with it."""
+
+_refuse_functorch()

@@ -32,7 +32,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -41,16 +41,15 @@ from numpy.typing import NDArray
 from adeptml_core import registry
 from adeptml_core.errors import (
     AdeptmlError,
-    ConfigError,
     ContractError,
     InputError,
     PluginError,
     SampleError,
     UnknownSolverError,
 )
-from adeptml_core.spec import Array, Function, Mode, SolverSpec
+from adeptml_core.spec import Array, Function, Mode, SolverSpec, check_second_order
 
-__all__ = ["Linearizer", "Pullback", "RawSolver", "Solver", "identified", "named"]
+__all__ = ["Linearizer", "Pullback", "RawSolver", "Solver", "identified", "named", "wanted"]
 
 AnyArray = NDArray[Any]
 Shape = tuple[int, ...]
@@ -110,6 +109,11 @@ class Linearizer(Protocol):
 
     def arg_name(self, index: int) -> str:
         """Return the name of ``args[index]``, for messages."""
+
+
+def wanted(solver: Linearizer, count: int) -> tuple[bool, ...]:
+    """Tell for each of ``(x, *args)``, `count` in all, whether the pullback speaks of it."""
+    return solver.differentiable or (True, *(False for _ in range(count - 1)))
 
 
 # ---- a declared solver -------------------------------------------------------------------------
@@ -654,9 +658,7 @@ class Solver:
             rows = np.matmul(flat, jacobian.reshape(len(g), flat.shape[2], -1))
             rows = rows.reshape(len(g), *core)
             shared = len(own) == len(core) or index in point.plan.spread
-            cotangents[index] = self._given_back(
-                np.asarray(rows.sum(0)) if shared else rows, point
-            )
+            cotangents[index] = self._given_back(np.asarray(rows.sum(0)) if shared else rows, point)
         return tuple(cotangents)
 
     def _jacobian_of(self, array: Array, entry: Any, core: Shape, point: _Point) -> AnyArray:
@@ -733,13 +735,6 @@ def _rebuilt(
     return Solver(
         spec, options, second_order=second_order, distribution=distribution, version=version
     )
-
-
-def check_second_order(value: object) -> str | None:
-    """Return `value`, refused unless it is None or ``"differences"``."""
-    if value in (None, "differences"):
-        return cast("str | None", value)
-    raise ConfigError(f"second_order={value!r} is neither None nor 'differences'")
 
 
 _local: WeakValueDictionary[str, Solver] = WeakValueDictionary()
@@ -981,17 +976,13 @@ class RawSolver:
         second_order: str | None = None,
     ) -> None:
         self.mode = mode
+        self.row_independent = mode is Mode.JACOBIAN  # (batch, out, in) implies it
         if second_order is not None:
             self.second_order = check_second_order(second_order)
         self.name = name or getattr(forward, "__name__", type(forward).__name__)
         self.keeps_pullback = mode is Mode.SPLIT_VJP
         self._forward = forward
         self._derivative = derivative
-
-    @property
-    def row_independent(self) -> bool:
-        """A Jacobian of shape (batch, out, in) implies it; otherwise nobody has said so."""
-        return self.mode is Mode.JACOBIAN
 
     def has(self, role: str) -> bool:
         """Tell that there is no jvp and no hvp."""

@@ -32,6 +32,7 @@ __all__ = [
     "Mode",
     "Option",
     "SolverSpec",
+    "check_second_order",
     "did_you_mean",
     "normalize_name",
 ]
@@ -689,3 +690,13 @@ def _is_reference(function: object) -> bool:
     module, colon, attribute = function.partition(":")
     parts = (*module.split("."), *attribute.split("."))
     return bool(colon) and all(part.isidentifier() for part in parts)
+
+
+def check_second_order(value: object) -> str | None:
+    """Return `value`, refused unless it is None or ``"differences"``."""
+    if value is None or value == "differences":
+        return value
+    raise ConfigError(
+        f"second_order={value!r} is neither None (second derivatives by the spec's hvp, or "
+        "refused) nor 'differences'"
+    )

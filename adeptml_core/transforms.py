@@ -1,7 +1,7 @@
 """The operator under ``torch.func`` and forward mode: four nodes, closed under differentiation.
 
-With z = (x, *args) and y = f(z), each node is a function that torch may batch, push forward and pull
-back, and the derivatives of the first three are nodes again:
+With z = (x, *args) and y = f(z), each node is a function that torch may batch, push forward and
+pull back, and the derivatives of the first three are nodes again:
 
 ===========  =====================  =======================  ======================
 node         gives                  derivative in g or v     derivative in z
@@ -28,7 +28,7 @@ that forward runs again.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -38,16 +38,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from adeptml_core.batching import Batched
 from adeptml_core.derivatives import check_may_run_again, curvature, pushforward
 from adeptml_core.errors import HigherOrderError
-from adeptml_core.solver import Linearizer, Pullback, Solver
+from adeptml_core.solver import Linearizer, Pullback, wanted
 from adeptml_core.tensors import adopted, argument, array_of
 
 try:
-    from torch._C import _are_functorch_transforms_active as _functorch_is_active
+    from torch._C import _are_functorch_transforms_active as functorch_is_active
 except ImportError:  # private, so it may go: then the nodes here serve every call, which is slower
 
-    def _functorch_is_active() -> bool:
+    def functorch_is_active() -> bool:
+        """Tell that nobody knows."""
         return True
 
 
@@ -59,8 +61,10 @@ __all__ = [
     "as_tensors",
     "at_their_places",
     "final",
+    "functorch_is_active",
     "linearized",
     "pulled",
+    "run",
     "ticket_of",
     "warn_undeclared",
 ]
@@ -71,7 +75,7 @@ AnyArray = NDArray[Any]
 
 def are_active() -> bool:
     """Tell whether torch.func or forward mode is at work."""
-    return _functorch_is_active() or getattr(forward_ad, "_current_level", 0) >= 0
+    return functorch_is_active() or getattr(forward_ad, "_current_level", 0) >= 0
 
 
 # ---- tickets -------------------------------------------------------------------------------------
@@ -198,11 +202,18 @@ def _curved(
     moves = [None if v is None else array_of(v) for v in tangents]
     found = curvature(solver, array_of(g), moves, array_of(x), *map(argument, args))
     return [
-        adopted(array, like) for array, like in zip(found, (x, *args)) if array is not None
-    ]  # a solver's own hvp speaks of x alone  # fmt: skip
+        adopted(array, like)
+        for array, like in zip(found, (x, *args), strict=True)
+        if array is not None  # a solver's own hvp speaks of x alone
+    ]
 
 
 # ---- the nodes -----------------------------------------------------------------------------------
+
+
+def run(node: type[Function], *inputs: Any) -> Any:
+    """Apply a node of this module; torch has no types for that."""
+    return node.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
 class Forward(Function):
@@ -227,24 +238,24 @@ class Forward(Function):
         ticket, *point = ctx.saved_tensors
         if cotangents[0] is None:
             return (None,) * (1 + len(point))
-        found = PullbackNode.apply(ctx.solver, cotangents[0], ticket, *final(ctx.solver, point))
+        found = run(PullbackNode, ctx.solver, cotangents[0], ticket, *final(ctx.solver, point))
         return None, *at_their_places(ctx.solver, found, len(point))
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> Any:
         ticket, *point = ctx.saved_tensors
         _refuse_undeclared(ctx.solver, tangents)
-        moved = PushforwardNode.apply(
-            ctx.solver, ctx.core, ticket, *final(ctx.solver, point), *tangents
+        moved = run(
+            PushforwardNode, ctx.solver, ctx.core, ticket, *final(ctx.solver, point), *tangents
         )
         return moved, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, solver: Linearizer, *point: Tensor) -> Any:
         def apply(point: Sequence[Any], _: Sequence[Any]) -> tuple[Tensor, ...]:
-            return (Forward.apply(solver, *point)[0],)
+            return (run(Forward, solver, *point)[0],)
 
-        batched = _Batched(info, solver, point, in_dims[1:])
+        batched = Batched(info, solver, point, in_dims[1:])
         (y,) = batched.run(apply)
         return (y, ticket_of(None)), (0, None)
 
@@ -272,7 +283,7 @@ class PullbackNode(Function):
         if ctx.needs_input_grad[1]:
             at = final(ctx.solver, point)
             core = tuple(g.shape[1:])
-            of_g = PushforwardNode.apply(ctx.solver, core, ticket, *at, *moves)
+            of_g = run(PushforwardNode, ctx.solver, core, ticket, *at, *moves)
         if any(ctx.needs_input_grad[3:]):
             of_point = _curvature(ctx.solver, g, point, moves, ctx.needs_input_grad[3:])
         return None, of_g, None, *(of_point or [None] * len(point))
@@ -280,12 +291,12 @@ class PullbackNode(Function):
     @staticmethod
     def jvp(ctx: Any, _: None, dg: Any, __: None, *moves: Any) -> Any:
         ticket, g, *point = ctx.saved_tensors
-        total: Sequence[Any] = [None] * sum(_wanted(ctx.solver, len(point)))
+        total: Sequence[Any] = [None] * sum(wanted(ctx.solver, len(point)))
         if dg is not None:
             at = final(ctx.solver, point)
-            total = PullbackNode.apply(ctx.solver, dg, ticket, *at)
+            total = run(PullbackNode, ctx.solver, dg, ticket, *at)
         if any(v is not None for v in moves):
-            needed = _wanted(ctx.solver, len(point))
+            needed = wanted(ctx.solver, len(point))
             curved = _curvature(ctx.solver, g, point, moves, needed)
             curved = [c for c, is_wanted in zip(curved, needed, strict=True) if is_wanted]
             total = [c if t is None else t + c for t, c in zip(total, curved, strict=True)]
@@ -298,9 +309,9 @@ class PullbackNode(Function):
         def apply(point: Sequence[Any], rest: Sequence[Any]) -> tuple[Tensor, ...]:
             (g,) = rest
             kept = ticket if batched.is_at_one_point else None
-            return tuple(PullbackNode.apply(solver, g, kept, *point))
+            return tuple(run(PullbackNode, solver, g, kept, *point))
 
-        batched = _Batched(info, solver, point, in_dims[3:], [g], in_dims[1:2], sums=True)
+        batched = Batched(info, solver, point, in_dims[3:], [g], in_dims[1:2], sums=True)
         found = batched.run(apply)
         return found, (0,) * len(found)
 
@@ -331,7 +342,7 @@ class PushforwardNode(Function):
         if any(ctx.needs_input_grad[3 : 3 + n]):
             needed = ctx.needs_input_grad[3 : 3 + n]
             of_point = _curvature(ctx.solver, w, point, moves, needed)
-        found = PullbackNode.apply(ctx.solver, w, ticket, *final(ctx.solver, point))
+        found = run(PullbackNode, ctx.solver, w, ticket, *final(ctx.solver, point))
         of_moves = at_their_places(ctx.solver, found, n)
         of_moves = [None if v is None else c for v, c in zip(moves, of_moves, strict=True)]
         return None, None, None, *of_point, *of_moves
@@ -344,7 +355,7 @@ class PushforwardNode(Function):
         if any(v is not None for v in moved):
             raise _no_further(ctx.solver, "forward mode over forward mode")
         at = final(ctx.solver, point)
-        return PushforwardNode.apply(ctx.solver, ctx.core, ticket, *at, *turned)
+        return run(PushforwardNode, ctx.solver, ctx.core, ticket, *at, *turned)
 
     @staticmethod
     def vmap(
@@ -355,9 +366,9 @@ class PushforwardNode(Function):
 
         def apply(point: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, ...]:
             kept = ticket if batched.is_at_one_point else None
-            return (PushforwardNode.apply(solver, core, kept, *point, *tangents),)
+            return (run(PushforwardNode, solver, core, kept, *point, *tangents),)
 
-        batched = _Batched(info, solver, point, dims, tangents, tangent_dims, are_tangents=True)
+        batched = Batched(info, solver, point, dims, tangents, tangent_dims, are_tangents=True)
         return batched.run(apply)[0], 0
 
 
@@ -387,10 +398,10 @@ class CurvatureNode(Function):
 
         def apply(point: Sequence[Any], rest: Sequence[Any]) -> tuple[Tensor, ...]:
             *tangents, g = rest
-            return tuple(CurvatureNode.apply(solver, g, *point, *tangents))
+            return tuple(run(CurvatureNode, solver, g, *point, *tangents))
 
         others, other_dims = [*tangents, g], [*tangent_dims, in_dims[1]]
-        batched = _Batched(
+        batched = Batched(
             info, solver, point, dims, others, other_dims, sums=True, are_tangents=True
         )
         found = batched.run(apply)
@@ -428,7 +439,7 @@ def final(solver: Linearizer, point: Sequence[Any]) -> list[Any]:
         return list(point)
     first = 1 if solver.has("hvp") else 0
     return [
-        _Final.apply(solver, value) if index >= first and _floats(value) else value
+        run(_Final, solver, value) if index >= first and _floats(value) else value
         for index, value in enumerate(point)
     ]
 
@@ -453,7 +464,7 @@ def _curvature(
     if has_all or has_x:
         if not has_all and any(v is not None for v in moves[1:]):
             raise _no_rule(solver, "hvp= is declared, which speaks of x alone, not of the args. ")
-        found = CurvatureNode.apply(solver, g, *point, *moves)
+        found = run(CurvatureNode, solver, g, *point, *moves)
         curved = at_their_places(solver, found, len(point)) if has_all else [found[0]]
     else:
         curved = []
@@ -484,7 +495,7 @@ def _no_further(solver: Linearizer, what: str) -> HigherOrderError:
 
 def _refuse_undeclared(solver: Linearizer, tangents: Sequence[Any]) -> None:
     for index, (tangent, is_wanted) in enumerate(
-        zip(tangents, _wanted(solver, len(tangents)), strict=True)
+        zip(tangents, wanted(solver, len(tangents)), strict=True)
     ):
         if tangent is not None and not is_wanted:
             raise HigherOrderError(
@@ -497,150 +508,12 @@ def _refuse_undeclared(solver: Linearizer, tangents: Sequence[Any]) -> None:
 # ---- places --------------------------------------------------------------------------------------
 
 
-def _wanted(solver: Linearizer, count: int) -> tuple[bool, ...]:
-    return solver.differentiable or (True, *(False for _ in range(count - 1)))
-
-
 def at_their_places(solver: Linearizer, found: Sequence[Any], count: int) -> list[Any]:
     """Return what there is for x and the differentiable args, with None for the others."""
     values: Iterator[Any] = iter(found)
-    return [next(values) if is_wanted else None for is_wanted in _wanted(solver, count)]
+    return [next(values) if is_wanted else None for is_wanted in wanted(solver, count)]
 
 
 def _halves(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     half = len(values) // 2
     return values[:half], values[half:]
-
-
-# ---- vmap ----------------------------------------------------------------------------------------
-
-Apply = Callable[[Sequence[Any], Sequence[Any]], tuple[Tensor, ...]]
-
-
-class _Batched:
-    """One node under vmap: the point z, and other tensors that belong to it.
-
-    Parameters
-    ----------
-    info
-        torch's, with ``batch_size``.
-    solver : Linearizer
-    point, dims
-        x and the args, and where their vmapped axes are (None: nowhere).
-    others, other_dims
-        Cotangents and tangents, likewise.
-    sums : bool
-        Whether the node returns cotangents of the args.
-    are_tangents : bool
-        Whether the first of `others` are tangents of x and the args; elsewhere all have a batch.
-    """
-
-    def __init__(
-        self,
-        info: Any,
-        solver: Linearizer,
-        point: Sequence[Any],
-        dims: Sequence[int | None],
-        others: Sequence[Any] = (),
-        other_dims: Sequence[int | None] = (),
-        *,
-        sums: bool = False,
-        are_tangents: bool = False,
-    ) -> None:
-        self.size = info.batch_size
-        self.solver = solver
-        self.point, self.dims = point, dims
-        self.others, self.other_dims = others, other_dims
-        self.sums, self.are_tangents = sums, are_tangents
-        self.is_at_one_point = all(dim is None for dim in dims)
-        self.shared = [
-            isinstance(solver, Solver) and solver.is_shared(i, arg.ndim - (dim is not None))
-            for i, (arg, dim) in enumerate(zip(point[1:], dims[1:], strict=True))
-        ]
-
-    def run(self, apply: Apply) -> tuple[Tensor, ...]:
-        """Return the node's results, vmapped axis first."""
-        must_loop = self.is_at_one_point and self.solver.keeps_pullback
-        if must_loop or not self._can_fold():
-            return self._loop(apply)
-        self.is_at_one_point = False  # the folded batch is another point
-        return self._fold(apply)
-
-    def _can_fold(self) -> bool:
-        if not isinstance(self.solver, Solver) or not self.solver.row_independent:
-            return False
-        always_shared = (array.batched is False for array in self.solver.spec.args)
-        moved = self._spreads()
-        return not any(a and m for a, m in zip(always_shared, moved, strict=True))
-
-    def _spreads(self) -> list[bool]:
-        """Tell which shared args must become per-sample ones: those that vary, or are summed."""
-        assert isinstance(self.solver, Solver)
-        wanted = self.solver.spec.differentiable[1:]
-        gives = self.sums or self.are_tangents
-        return [
-            shared and (dim is not None or (gives and is_wanted))
-            for shared, dim, is_wanted in zip(self.shared, self.dims[1:], wanted, strict=True)
-        ]
-
-    def _loop(self, apply: Apply) -> tuple[Tensor, ...]:
-        def at(values: Sequence[Any], dims: Sequence[int | None], i: int) -> list[Any]:
-            pairs = zip(values, dims, strict=True)
-            return [v if dim is None else v.select(dim, i) for v, dim in pairs]
-
-        results = [
-            apply(at(self.point, self.dims, i), at(self.others, self.other_dims, i))
-            for i in range(self.size)
-        ]
-        return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
-
-    def _fold(self, apply: Apply) -> tuple[Tensor, ...]:
-        spreads = [False, *self._spreads()]
-        x, dim = self.point[0], self.dims[0]
-        rows = x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
-        keeps = [False, *(shared and not s for shared, s in zip(self.shared, spreads[1:]))]  # noqa: B905
-        fold = _Fold(self.size, rows)
-        point = [
-            z if kept else fold.into(z, dim, spread)
-            for z, dim, spread, kept in zip(self.point, self.dims, spreads, keeps, strict=True)
-        ]
-        n = len(spreads) if self.are_tangents else 0
-        places = [*spreads[:n], *(False for _ in self.others[n:])]
-        others = [
-            None if t is None else fold.into(t, dim, spread)
-            for t, dim, spread in zip(self.others, self.other_dims, places, strict=True)
-        ]
-        results = apply(point, others)
-        if not self.sums:
-            return tuple(fold.out_of(result) for result in results)
-        was_shared = [
-            spread
-            for spread, is_wanted in zip(spreads, _wanted(self.solver, len(point)), strict=True)
-            if is_wanted
-        ]
-        return tuple(
-            fold.out_of(r).sum(1) if shared else fold.out_of(r)
-            for r, shared in zip(results, was_shared)  # noqa: B905 - an hvp gives x alone
-        )
-
-
-class _Fold:
-    """The vmapped axis and the batch as one axis: (vmapped, batch, ...) <-> (rows, ...)."""
-
-    def __init__(self, size: int, batch: int) -> None:
-        self.size = size
-        self.batch = batch
-
-    def into(self, tensor: Tensor, dim: int | None, is_shared: bool) -> Tensor:
-        """Return `tensor` with both axes in one; a shared one is repeated for each row."""
-        if dim is None:
-            tensor = tensor.expand(self.size, *tensor.shape)
-        else:
-            tensor = tensor.movedim(dim, 0)
-        if is_shared:
-            tensor = tensor[:, None].expand(self.size, self.batch, *tensor.shape[1:])
-        return tensor.reshape(self.size * self.batch, *tensor.shape[2:])
-
-    def out_of(self, rows: Tensor) -> Tensor:
-        """Return the two axes apart again."""
-        return rows.reshape(self.size, self.batch, *rows.shape[1:])
