@@ -262,17 +262,6 @@ def test_compile_runs_the_solver_beside_the_graph() -> None:
     torch.testing.assert_close(y, model(x))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_forward_mode_is_refused_without_grad() -> None:
-    """A dual number's tangent is not dropped in silence."""
-    solver = Solver(spec())
-    x = values(4, 3).detach()
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises(InputError, match="forward-mode"):
-            autograd.apply(solver, dual, torch.ones(3, dtype=torch.float64), 0.0)
-
-
 def test_solver_of_one_distribution_is_locked() -> None:
     """thread_safe=False: no two calls at a time, and the lock may be taken again inside."""
     inside = []

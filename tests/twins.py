@@ -25,17 +25,25 @@ class Twin:
     y : Array
     value, jacobian : callable
         Of ``(x, *args)``, all per sample; the Jacobian for x and each arg.
-    torch : callable
+    of_tensors : callable
         The same function of tensors; args shared or per sample.
-    hvp : callable, optional
+    name : str
+        The variable of this module that holds it, by which it is pickled.
     """
 
+    name: str
     arrays: tuple[Array, ...]
     y: Array
     value: Callable[..., Any]
     jacobians: Callable[..., tuple[Any, ...]]
-    torch: Callable[..., Tensor]
-    hvp: Callable[..., Any] | None = None
+    of_tensors: Callable[..., Tensor]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _named, (self.name,)
+
+    def torch(self, *z: Tensor) -> Tensor:
+        """Return the truth."""
+        return self.of_tensors(*z)
 
     def spec(self, mode: str, **changed: Any) -> SolverSpec:
         """Return the solver's spec in a mode."""
@@ -80,20 +88,37 @@ class Twin:
         return self._forward(x, *args), pullback
 
 
+def _named(name: str) -> Twin:
+    twin: Twin = globals()[name]
+    return twin
+
+
 def _flat(J: Any, y_ndim: int) -> Any:
     return J.reshape(len(J), -1, *J.shape[1 + y_ndim :])
 
 
 plain = Twin(
+    name="plain",
     arrays=(Array("x", ("n",)),),
     y=Array("y", (2,)),
     value=lambda x: np.sin(x) @ W,
     jacobians=lambda x: (np.cos(x)[:, None] * W.T,),
-    torch=lambda x: torch.sin(x) @ torch.as_tensor(W, dtype=x.dtype),
-    hvp=lambda x, g, v: (-np.sin(x) * v * (g @ W.T)).astype(x.dtype),
+    of_tensors=lambda x: torch.sin(x) @ torch.as_tensor(W, dtype=x.dtype),
 )
 
+
+def plain_hvp(x: Any, g: Any, v: Any) -> Any:
+    """Return the second derivative of `plain`, along v."""
+    return (-np.sin(x) * v * (g @ W.T)).astype(x.dtype)
+
+
+def plain_jvp(x: Any, dx: Any) -> Any:
+    """Return the tangent of `plain`."""
+    return ((np.cos(x) * dx) @ W).astype(x.dtype)
+
+
 with_args = Twin(
+    name="with_args",
     arrays=(
         Array("x", ("n",)),
         Array("a", ("n",), differentiable=True),
@@ -106,10 +131,13 @@ with_args = Twin(
         (s[:, None] * np.cos(x * a) * x)[:, None] * W.T,
         np.sin(x * a) @ W,
     ),
-    torch=lambda x, a, s: s[..., None] * (torch.sin(x * a) @ torch.as_tensor(W, dtype=x.dtype)),
+    of_tensors=lambda x, a, s: (
+        s[..., None] * (torch.sin(x * a) @ torch.as_tensor(W, dtype=x.dtype))
+    ),
 )
 
 cores = Twin(
+    name="cores",
     arrays=(Array("x", (2, "n")), Array("b", (2, "n"), differentiable=True)),
     y=Array("y", ("n",)),
     value=lambda x, b: (x**3 * b).sum(1),
@@ -117,5 +145,5 @@ cores = Twin(
         np.einsum("bin,nk->bkin", 3 * x**2 * b, np.eye(x.shape[2])),
         np.einsum("bin,nk->bkin", x**3, np.eye(x.shape[2])),
     ),
-    torch=lambda x, b: (x**3 * b).sum(-2),
+    of_tensors=lambda x, b: (x**3 * b).sum(-2),
 )
