@@ -28,13 +28,16 @@ from functools import lru_cache
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from adeptml_core import program, transforms
 from adeptml_core.derivatives import check_may_run_again
 from adeptml_core.errors import InputError
 from adeptml_core.solver import Linearizer, Pullback, Solver, named
 from adeptml_core.tensors import adopted, argument, array_of
+from adeptml_core.transforms import functorch_is_active
 
 _dynamo_is_watching: Callable[[], object]
 try:
@@ -84,7 +87,7 @@ def solve(
     ContractError
         What the solver returned does not.
     """
-    if torch.compiler.is_compiling() and not transforms.functorch_is_active():
+    if is_compiling() and not functorch_is_active():
         identity = _identity(name, options, second_order)
         return program.call(identity, x, transforms.as_tensors(args))
     return apply(_named(name, _hashable(options), second_order), x, *args)
@@ -125,7 +128,7 @@ def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
     UserWarning
         Once for each arg that requires grad, but is not declared differentiable.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return _in_a_program(solver, x, args)
     if _dynamo_is_watching():  # it failed to trace this call, and would trace numpy
         return cast(Tensor, _beside_the_program(solver, x, *args))
@@ -133,16 +136,16 @@ def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
         raise InputError(
             f"{solver.name}: x is of type {type(x).__name__}; the operator takes a torch.Tensor"
         )
-    if transforms.are_active():
+    if functorch_is_active() or forward_ad._current_level >= 0:
         return _transformed(solver, x, args)
-    if torch.is_grad_enabled():
+    if is_grad_enabled():
         in_args = bool(args) and any(isinstance(a, Tensor) and a.requires_grad for a in args)
         if in_args:
             args = _declared(solver, args)
             in_args = any(isinstance(a, Tensor) and a.requires_grad for a in args)
         if in_args or x.requires_grad:
             return _record(solver, x, *args)  # type: ignore[no-any-return,no-untyped-call]
-    y = solver.forward(array_of(x), *[argument(arg) for arg in args])
+    y = solver.forward(array_of(x), *map(argument, args))
     return adopted(y, x)
 
 
@@ -160,7 +163,7 @@ def _declared(solver: Linearizer, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _in_a_program(solver: Linearizer, x: Tensor, args: tuple[Any, ...]) -> Tensor:
     """Record a call in the program that torch traces, or run beside it."""
-    if isinstance(solver, Solver) and not transforms.functorch_is_active():
+    if isinstance(solver, Solver) and not functorch_is_active():
         return program.call(solver.identity, x, transforms.as_tensors(args))
     return cast(Tensor, _beside_the_program(solver, x, *args))
 
@@ -196,15 +199,14 @@ class _Linearization(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
-        arguments = [argument(arg) for arg in args]
+        arguments = [argument(arg) for arg in args] if args else ()
         y, pullback = solver.linearize(array_of(x), *arguments)
         kept: Pullback | None = pullback
-        ticket = None
+        ticket = constants = None
         if solver.keeps_pullback:
             ticket = Tensor()  # empty; the cheapest there is
             ticket.pullback = pullback  # type: ignore[attr-defined]
             kept = None
-        constants = None
         if args:
             is_tensor = [isinstance(arg, Tensor) for arg in args]
             ctx.save_for_backward(x, ticket, *itertools.compress(args, is_tensor))
@@ -213,7 +215,6 @@ class _Linearization(torch.autograd.Function):
         else:
             ctx.save_for_backward(x, ticket)
         ctx.kept = solver, kept, constants
-        del pullback, kept
         return adopted(y, x)
 
     @staticmethod
@@ -225,7 +226,7 @@ class _Linearization(torch.autograd.Function):
             args = [next(tensors) if c is _TENSOR else c for c in constants]
         if ticket is not None:
             pullback = getattr(ticket, "pullback", None)
-        if torch.is_grad_enabled():  # create_graph=True
+        if is_grad_enabled():  # create_graph=True
             return None, *_differentiable(solver, pullback, g, x, args)
         if pullback is None:
             check_may_run_again(solver)

@@ -36,6 +36,7 @@ from typing import Any, NoReturn, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
+from numpy import ndarray
 from numpy.typing import NDArray
 
 from adeptml_core import registry
@@ -58,6 +59,7 @@ Pullback = Callable[[AnyArray], tuple[AnyArray | None, ...]]
 
 PLANS_KEPT = 256  # shapes seen by one solver; a loader has two or three
 INTEGRAL = "biu"
+NO_OPTIONS: Mapping[str, Any] = {}
 SEQUENCE = (tuple, list)  # `tuple | list` would be made anew at every call
 
 
@@ -209,6 +211,9 @@ class Solver:
         self.keeps_pullback = self.mode is Mode.SPLIT_VJP
         self.deterministic = spec.deterministic
         self.row_independent = spec.row_independent
+        self._copies_inputs = spec.writable_inputs
+        self._is_thread_safe = spec.thread_safe
+        self._first_dtype = np.dtype(spec.dtypes[0])
         self._dtypes = {np.dtype(name) for name in spec.dtypes}
         self._inputs = spec.inputs
         self._wanted = spec.differentiable
@@ -339,13 +344,16 @@ class Solver:
         return _frozen(np.asarray(dx, dtype=point.dtype))
 
     def _point(self, x: AnyArray, given: tuple[Any, ...]) -> _Point:
-        if not given and x.dtype in self._dtypes:  # the hot case, without loops
-            plan = self._plans.get((x.shape,)) or self._planned((x.shape,))
-            return _Point((_frozen(x),), plan, x.dtype, x.dtype)
+        dtype = x.dtype
+        if not given and (dtype is self._first_dtype or dtype in self._dtypes):  # hot: no loops
+            only = (x.shape,)
+            plan = self._plans.get(only) or self._planned(only)
+            return _Point((_frozen(x),), plan, dtype, dtype)
         inputs = (x, *[np.asarray(arg) for arg in given])
         shapes = tuple([value.shape for value in inputs])
         plan = self._plans.get(shapes) or self._planned(shapes)
-        dtype = x.dtype if x.dtype in self._dtypes else self._working_dtype(x.dtype)
+        if dtype not in self._dtypes:
+            dtype = self._working_dtype(dtype)
         admitted = [self._admitted(*pair, dtype) for pair in zip(self._inputs, inputs)]  # noqa: B905 - the plan has counted them
         for index in plan.spread:
             admitted[index] = _frozen(np.broadcast_to(admitted[index], plan.inputs[index]))
@@ -480,10 +488,10 @@ class Solver:
         arrays: tuple[AnyArray, ...],
         options: Mapping[str, Any],
     ) -> Any:
-        if self.spec.writable_inputs:
+        if self._copies_inputs:
             arrays = tuple([array.copy() for array in arrays])
         try:
-            if self.spec.thread_safe:
+            if self._is_thread_safe:
                 return function(*arrays, **options)
             with _lock(self.distribution or self.name):
                 return function(*arrays, **options)
@@ -514,7 +522,7 @@ class Solver:
     # -- the way out --
 
     def _returned_y(self, y: Any, point: _Point, role: str = "forward") -> AnyArray:
-        if type(y) is not np.ndarray or y.dtype != point.dtype:
+        if type(y) is not ndarray or (y.dtype is not point.dtype and y.dtype != point.dtype):
             y = self._real(role, self.spec.y.name, y, point.dtype)
         if y.shape != point.plan.y:
             expected = self._spelt(point.plan.y, self.spec.y.shape)
@@ -526,7 +534,7 @@ class Solver:
                 y.shape,
             )
         checked: AnyArray = y
-        return self._given_back(checked, point, "y")
+        return checked if point.given is point.dtype else self._given_back(checked, point, "y")
 
     def _guarded(self, point: _Point, split: Callable[..., Any] | None) -> Pullback:
         """Return the pullback at `point`, checked; `split` is what forward gave in split mode."""
@@ -534,7 +542,9 @@ class Solver:
         def pullback(g: AnyArray) -> tuple[AnyArray | None, ...]:
             g = self._cotangent_of_y(g, point)
             if split is not None:
-                return self._cotangents("pullback", self._call("pullback", split, (g,), {}), point)
+                return self._cotangents(
+                    "pullback", self._call("pullback", split, (g,), NO_OPTIONS), point
+                )
             if self.mode is Mode.VJP:
                 inputs = (point.inputs[0], g, *point.inputs[1:])
                 result = self._call("vjp", self.function("vjp"), inputs, self.options)
@@ -548,7 +558,7 @@ class Solver:
             raise InputError(
                 f"{self.name}: the cotangent has shape {g.shape}, y has {point.plan.y}"
             )
-        return _frozen(g if g.dtype == point.dtype else g.astype(point.dtype))
+        return _frozen(g if g.dtype is point.dtype else g.astype(point.dtype, copy=False))
 
     def _zero_pullback(self, point: _Point) -> Pullback:
         """Return the pullback of an empty batch, which the solver never sees."""
@@ -590,8 +600,12 @@ class Solver:
         )
 
     def _cotangents(self, role: str, result: Any, point: _Point) -> tuple[AnyArray | None, ...]:
+        # x alone, the hot case
+        entry = result[0] if type(result) is tuple and len(result) == 1 else result
+        if self._is_plain and type(entry) is ndarray:
+            return (self._cotangent(role, 0, entry, point), *self._padding)
         entries = self._entries(role, result)
-        if len(entries) == 1:  # x alone, the hot case
+        if len(entries) == 1:
             return (self._cotangent(role, 0, entries[0], point), *self._padding)
         checked: list[AnyArray | None] = [None] * len(self._inputs)
         for index, entry in enumerate(entries):
@@ -601,13 +615,14 @@ class Solver:
 
     def _cotangent(self, role: str, index: int, entry: Any, point: _Point) -> AnyArray:
         value: AnyArray = entry
-        if type(entry) is not np.ndarray or entry.dtype != point.dtype:
+        dtype = point.dtype
+        if type(entry) is not ndarray or (entry.dtype is not dtype and entry.dtype != dtype):
             value = self._real(role, self._inputs[index].name, entry, point.dtype)
         if value.shape != point.plan.inputs[index]:
             self._wrong_cotangent(role, index, value.shape, point)
         if index in point.plan.spread:
             value = np.asarray(value.sum(0))  # a 0-d arg's would be a scalar
-        return self._given_back(value, point)
+        return value if point.given is point.dtype else self._given_back(value, point)
 
     def _given_back(self, value: AnyArray, point: _Point, what: str = "a cotangent") -> AnyArray:
         if point.given is point.dtype or point.given == point.dtype:
@@ -1165,10 +1180,10 @@ def _lock(distribution: str) -> threading.RLock:
 def _frozen(array: AnyArray) -> AnyArray:
     """Return a C-contiguous, read-only view (or copy, where it must) of `array`."""
     flags = array.flags
+    if flags.c_contiguous and not flags.writeable:
+        return array
     if not flags.c_contiguous:
         array = np.asarray(array, order="C")  # not ascontiguousarray, which makes 0-d 1-d
-    elif not flags.writeable:
-        return array
     array = array.view()
     array.setflags(write=False)
     return array

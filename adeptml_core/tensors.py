@@ -22,10 +22,13 @@ SMALL = 4096  # elements; below, a copy costs less than finding out whether it i
 
 def array_of(tensor: Tensor) -> AnyArray:
     """Return the values, read-only; no copy where they are on the CPU; bfloat16 as float32."""
-    if tensor.dtype is torch.bfloat16:
-        tensor = tensor.float()
-    array = tensor.numpy(force=True)
-    array.setflags(write=False)  # this view; the tensor stays as it is
+    try:
+        array = tensor.numpy(force=True)
+    except TypeError:  # what numpy does not have
+        if tensor.dtype is not torch.bfloat16:
+            raise
+        array = tensor.float().numpy(force=True)
+    array.setflags(False)  # type: ignore[call-arg] # not writeable: this view, not the tensor
     return array
 
 

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from adeptml_core.batching import Batched
 from adeptml_core.derivatives import check_may_run_again, curvature, pushforward
@@ -57,7 +57,6 @@ __all__ = [
     "Bound",
     "Forward",
     "PullbackNode",
-    "are_active",
     "as_tensors",
     "at_their_places",
     "final",
@@ -71,11 +70,6 @@ __all__ = [
 
 
 AnyArray = NDArray[Any]
-
-
-def are_active() -> bool:
-    """Tell whether torch.func or forward mode is at work."""
-    return functorch_is_active() or getattr(forward_ad, "_current_level", 0) >= 0
 
 
 # ---- tickets -------------------------------------------------------------------------------------

@@ -43,22 +43,22 @@ LARGE_JACOBIAN = (4096, 16)
 
 
 def cube(x: Any) -> Any:
-    return x**3
+    return x * x * x
 
 
 def cube_jacobian(x: Any) -> Any:
     jacobian = np.zeros((*x.shape, x.shape[1]), x.dtype)
     diagonal = np.arange(x.shape[1])
-    jacobian[:, diagonal, diagonal] = 3 * x**2
+    jacobian[:, diagonal, diagonal] = 3 * x * x
     return jacobian
 
 
 def cube_vjp(x: Any, g: Any) -> Any:
-    return 3 * x**2 * g
+    return 3 * x * x * g
 
 
 def cube_split(x: Any) -> Any:
-    return x**3, lambda g: (3 * x**2 * g,)
+    return x * x * x, lambda g: (3 * x * x * g,)
 
 
 def spec(mode: str) -> SolverSpec:
