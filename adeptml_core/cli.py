@@ -66,6 +66,9 @@ def main(args: Sequence[str] | None = None) -> None:
         # Completion is for the script, whoever answers for it; else click finds the name itself.
         name = "adeptml" if COMPLETE in os.environ else None
         adeptml.main(args, prog_name=name, complete_var=COMPLETE)
+    except OSError as error:  # --version and --help on a full disk; verbs have their own manners
+        _turn_to_nowhere()  # or Python would try again at exit
+        sys.exit(f"error: {error}")
     finally:
         gc.freeze()  # nor through everything at exit, which would take as long as the listing
 
@@ -177,9 +180,14 @@ def _turn_to_stderr() -> None:
     try:
         os.dup2(2, 1)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
+        _turn_to_nowhere()
+
+
+def _turn_to_nowhere() -> None:
+    """Let file descriptor 1 lead nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 class _Finding(click.ClickException):
@@ -275,9 +283,12 @@ class _SolverName(click.ParamType):  # type: ignore[type-arg] # generic only sin
         """Return the installed names that begin with what is typed."""
         from click.shell_completion import CompletionItem
 
+        names = registry.names()
+        if "/" in incomplete:
+            names = {entry.qualified: entry for entry in names.values()}
         return [
             CompletionItem(printable(name), help=f"{entry.distribution} {entry.version}")
-            for name, entry in registry.names().items()
+            for name, entry in names.items()
             if name.startswith(incomplete.lower())
         ]
 
@@ -401,7 +412,7 @@ def _print_list(console: Console, rows: Sequence["Row"], problems: Sequence["Pro
     head = _head("SOLVER", "MODE", "SIGNATURE", "FROM", "")
     codes = {(problem.distribution, problem.entry_point): problem.code for problem in problems}
     cells = [_row_cells(row, codes) for row in rows]
-    for line in table([head, *cells], paint=console.paint, width=console.width, flow=(2,)):
+    for line in table([head, *cells], paint=console.paint, width=console.width, flow=(2, 3, 4)):
         console.print(line)
     if problems:
         console.print()
@@ -514,7 +525,8 @@ def _title(console: Console, row: "Row", spec: "SolverSpec") -> list[str]:
         spec.summary, first=f"{console.paint(entry.name, 'name')}   ", lead=lead
     )
     origin = f"{entry.distribution} {entry.version} (api {spec.api})"
-    lines.append(printable(f"from {origin}   mode {spec.mode}   {', '.join(spec.dtypes)}"))
+    facts = f"from {origin}   mode {spec.mode}   {', '.join(spec.dtypes)}"
+    lines += console.paragraph(facts, first="", lead=0)
     if row.needs:
         cure = " ".join(map(registry.quoted, row.needs))
         text = printable(f"needs {', '.join(row.needs)}: pip install {cure}")
@@ -531,7 +543,7 @@ def _array_lines(console: Console, spec: "SolverSpec") -> list[str]:
     rows.append(_array_cells("x", spec.x, is_differentiable=True))
     rows += [_array_cells("arg", a, is_differentiable=a.differentiable) for a in spec.args]
     rows.append(_array_cells("y", spec.y, is_differentiable=None))
-    return table(rows, paint=console.paint, width=console.width, flow=(6, 4))
+    return table(rows, paint=console.paint, width=console.width, flow=(6, 4, 3))
 
 
 GRADIENT = {True: Cell("yes", "good"), False: Cell("no", "dim"), None: Cell("")}
@@ -558,7 +570,7 @@ def _option_lines(console: Console, options: Sequence["Option"]) -> list[str]:
         return []
     rows = [_head("OPTION", "DEFAULT", "UNIT", "RANGE", "")]
     rows += [_option_cells(option) for option in options]
-    return table(rows, paint=console.paint, width=console.width, flow=(4,))
+    return table(rows, paint=console.paint, width=console.width, flow=(4, 3, 2))
 
 
 def _option_cells(option: "Option") -> list[Cell]:

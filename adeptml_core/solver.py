@@ -258,7 +258,10 @@ class Solver:
         if not given and x.dtype in self._dtypes:  # the hot case, without loops
             plan = self._plans.get((x.shape,)) or self._planned((x.shape,))
             return _Point((_frozen(x),), plan, x.dtype, x.dtype)
-        inputs = (x, *[np.asarray(arg) for arg in given])
+        try:
+            inputs = (x, *[np.asarray(arg) for arg in given])
+        except ValueError as error:  # nested lists whose rows differ in length
+            raise InputError(f"{self.name}: an arg is no array of numbers: {error}") from error
         shapes = tuple([value.shape for value in inputs])
         plan = self._plans.get(shapes) or self._planned(shapes)
         dtype = x.dtype if x.dtype in self._dtypes else self._working_dtype(x.dtype)

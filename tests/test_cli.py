@@ -175,7 +175,7 @@ WIDE = "options=(Option('t', 1.0, unit='s', low=0.0, doc='time at which the stat
 WIDE += "args=tuple(Array(f'conductivity_{i}', ('n',), unit='W/m/K', low=0.0) for i in range(3))"
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 140])
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
 @pytest.mark.parametrize("verb", [["list"], ["show", "wide"]])
 def test_tables_fit_the_terminal(
     site: Path, terminal: Callable[[int], None], width: int, verb: list[str]

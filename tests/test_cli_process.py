@@ -171,6 +171,23 @@ def test_a_closed_pipe_is_no_traceback(sound: Path) -> None:
     assert result.stderr == b""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--version"], ["plugins", "list"], ["plugins", "--help"]])
+def test_a_full_disk_is_a_message(arguments: list[str], bare: Path) -> None:
+    """Exit code 1 and one line on stderr, never a traceback."""
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-S", "-m", "adeptml_core", *arguments],
+            env={"PYTHONPATH": str(bare)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert result.stderr == "error: [Errno 28] No space left on device\n"
+
+
 def test_an_odd_encoding_is_no_crash(run: Run, tmp_path: Path) -> None:
     """Text that stdout cannot encode comes out escaped."""
     folder = tmp_path / "plugins"
@@ -213,6 +230,16 @@ def test_solver_names_complete(site: Path, shell: str) -> None:
         ("sound", "fake-sound 1.0"),
         ("sound-two", "fake-sound 1.0"),
     ]
+
+
+def test_qualified_names_complete(site: Path) -> None:
+    """Behind a distribution and a slash, its solvers."""
+    write_sound(site, "fake-sound", "sound", "other")
+    kind = get_completion_class("bash")
+    assert kind is not None
+    completion = kind(adeptml, {}, "adeptml", "_ADEPTML_COMPLETE")
+    items = completion.get_completions(["plugins", "show"], "fake-sound/s")
+    assert [item.value for item in items] == ["fake-sound/sound"]
 
 
 PROTOCOL = {

@@ -339,6 +339,20 @@ def test_unknown_activation(field: str) -> None:
         MLP(changed)
 
 
+@pytest.mark.parametrize("value", [None, ["swish"], np.array(["swish", "relu"])])
+def test_activations_that_are_no_name(value: Any) -> None:
+    """Lists and arrays of names as well."""
+    with pytest.raises(ConfigError, match="hidden_activation"):
+        dataclasses.replace(NET, hidden_activation=value)
+
+
+@pytest.mark.parametrize("field", ["use_vjp", "use_split_vjp"])
+def test_flags_that_are_no_flags(field: str) -> None:
+    """``use_vjp="no"`` is not True."""
+    with pytest.raises(ConfigError, match=f"{field}='no' is neither True nor False"):
+        PhysicsConfig(square, square_vjp, **{field: "no"})
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("num_input_dim", 0), ("num_hidden_layers", -1), ("num_output_dim", 2.0)],
