@@ -245,6 +245,16 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
                 code = function(console, *args, **kwargs)
         except BrokenPipeError:  # `| head` has seen enough; click ends quietly
             raise
+        except (
+            ModuleNotFoundError
+        ) as error:  # numpy, where core was installed without what it needs
+            if debug:
+                _print_traceback(error)
+            failure = _Finding(
+                f"this needs {error.name!r}, which is not installed\nmend: pip install {error.name}"
+            )
+            failure.color = color
+            raise failure from error
         except (AdeptmlError, OSError) as error:
             if debug:
                 _print_traceback(error)

@@ -95,6 +95,17 @@ def test_core_alone_has_no_solver_of_any_name(run: Run) -> None:
     assert "pip install adeptml-heat1d" in result.stderr
 
 
+@pytest.mark.parametrize("verb", ["check", "validate", "gradcheck"])
+def test_examining_without_numpy_is_a_message(run: Run, verb: str) -> None:
+    """Core without what it depends on: one line of cause, one of mend."""
+    result = run("plugins", verb)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        "error: this needs 'numpy', which is not installed\n       mend: pip install numpy\n"
+    )
+    assert "Traceback" in run("plugins", verb, "--debug").stderr
+
+
 def test_list_and_show_work_without_torch_and_numpy(run: Run, sound: Path) -> None:
     """In an environment that has neither, from another directory."""
     result = run("plugins", "list", path=(sound,))
