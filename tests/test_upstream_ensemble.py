@@ -70,6 +70,8 @@ def test_configs_keep_their_fields() -> None:
         "use_vjp",
         "use_split_vjp",
     ]
+    required = [f.default is dataclasses.MISSING for f in dataclasses.fields(MLPConfig)]
+    assert required == [True] * 6
     config = HybridConfig({"net": NET}, {"net": {"Input": None}})
     assert (list(config.models), config.model_inputs) == (["net"], {"net": {"Input": None}})
 
