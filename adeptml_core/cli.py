@@ -412,6 +412,7 @@ def _list_names(console: Console, strict: bool) -> int:
     else:
         for name in names:
             console.print(printable(name))
+    _note_unknown_switches(console)
     return 0
 
 
@@ -725,6 +726,7 @@ def _examine(
     from adeptml_core.conformance import command
 
     rows, problems = selected(names)
+    _note_unknown_switches(console)
     return command.examine(
         console,
         command.Request(

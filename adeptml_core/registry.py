@@ -190,7 +190,12 @@ class _Metadata(NamedTuple):
 
 def entries() -> tuple[Entry, ...]:
     """Return every entry point of the group, sorted; from metadata alone."""
-    return _discover(tuple(sys.path))[0]
+    return _discover(_path())[0]
+
+
+def _path() -> tuple[str, ...]:
+    """Return ``sys.path`` as imports see it: what is no text (a Path, None) is passed over."""
+    return tuple(folder for folder in sys.path if isinstance(folder, str))
 
 
 @functools.lru_cache(maxsize=8)
@@ -213,7 +218,7 @@ def _distributions(
     """Group the distributions that have solvers by name, then by folder."""
     groups: dict[str, dict[str, _Metadata]] = {}
     for distribution in importlib.metadata.distributions(path=list(path)):
-        if GROUP not in (_read(distribution, "entry_points.txt") or ""):
+        if not _has_solvers(distribution):
             continue
         metadata = _metadata_of(distribution)
         if why := _why_leftover(metadata):
@@ -221,6 +226,17 @@ def _distributions(
         elif not _is_shadowed(metadata, path):
             groups.setdefault(normalize_name(metadata.name), {})[metadata.folder] = metadata
     return groups
+
+
+def _has_solvers(distribution: importlib.metadata.Distribution) -> bool:
+    try:
+        return GROUP in (distribution.read_text("entry_points.txt") or "")
+    except OSError:
+        return False
+    except UnicodeError:  # damaged, but it may be one of ours: then it will be said
+        file = os.path.join(str(getattr(distribution, "_path", "")), "entry_points.txt")
+        with open(file, "rb") as damaged:
+            return GROUP.encode() in damaged.read()
 
 
 def _read(distribution: importlib.metadata.Distribution, name: str) -> str | None:
@@ -234,11 +250,12 @@ def _metadata_of(distribution: importlib.metadata.Distribution) -> _Metadata:
     """Read name, version and requirements; ``distribution.metadata`` would parse the README too.
 
     The core metadata are email headers up to the first blank line, and none of these three is ever
-    folded.
+    folded. Their names may be written in any case.
     """
     text = _read(distribution, "METADATA") or _read(distribution, "PKG-INFO") or ""
     head = text.partition("\n\n")[0]
-    fields = re.findall("^(Name|Version|Requires-Dist):[ \t]*(.*?)[ \t]*$", head, re.MULTILINE)
+    lines = re.findall("(?im)^(name|version|requires-dist):[ \t]*(.*?)[ \t]*$", head)
+    fields = [(key.title(), value) for key, value in lines]
     first = dict(reversed(fields))
     requires = tuple(value for key, value in fields if key == "Requires-Dist")
     return _Metadata(distribution, first.get("Name", ""), first.get("Version", ""), requires)
@@ -455,7 +472,8 @@ def _is_met_pedantically(line: str, version: str | None) -> bool:
 
 def installed_version(name: str) -> str | None:
     """Return the version of an installed distribution, None where there is none."""
-    for distribution in importlib.metadata.distributions(name=name) if name else ():
+    path = list(_path())
+    for distribution in importlib.metadata.distributions(name=name, path=path) if name else ():
         version = _metadata_of(distribution).version
         if version:
             return version
@@ -677,7 +695,7 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[str, str, int]]:
 
 def shortened(filename: str) -> str:
     """Return a file's path below the folder of ``sys.path`` it is imported from."""
-    folders = [os.path.join(os.path.abspath(folder), "") for folder in sys.path]
+    folders = [os.path.join(os.path.abspath(folder), "") for folder in _path()]
     below = [filename.removeprefix(folder) for folder in folders if filename.startswith(folder)]
     return min(below, key=len, default=filename)
 
@@ -762,7 +780,7 @@ def _bad_hook(entry: Entry, what: str, mend: str = CORRECT) -> PluginError:
 
 def scan() -> tuple[list[Row], list[Problem]]:
     """Load every light module that is switched on: one row an entry point, and what is wrong."""
-    everything, unreadable = _discover(tuple(sys.path))
+    everything, unreadable = _discover(_path())
     problems = list(unreadable)
     claims = _claims(everything)
     met = functools.cache(is_met)  # two hundred solvers ask for the same numpy

@@ -186,6 +186,13 @@ def test_names_alone_are_names_alone(site: Path) -> None:
     assert "fake_a_light" not in sys.modules
 
 
+@pytest.mark.parametrize("verb", [["list"], ["list", "--names"], ["validate", "one"]])
+def test_a_switch_that_means_nothing_is_told(site: Path, verb: list[str]) -> None:
+    """Names are separated by commas: "one two" is no name, and stderr says so."""
+    write_sound(site, "fake-a", "one")
+    assert "'one two': nothing of that name" in call(*verb, ADEPTML_PLUGINS="one,one two").stderr
+
+
 def test_names_alone_cannot_be_strict() -> None:
     """Nothing is loaded, so nothing could be found wrong: that is a usage error."""
     result = call("list", "--names", "--strict")
