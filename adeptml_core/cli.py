@@ -644,6 +644,50 @@ def _promises(spec: "SolverSpec") -> list[str]:
     return [text for text, holds in said.items() if holds]
 
 
+# ---- new ---------------------------------------------------------------------------------------
+
+
+@plugins.command()
+@click.argument("name")
+@click.option(
+    "--mode",
+    type=click.Choice(["jacobian", "vjp", "split_vjp"]),
+    required=True,
+    help="How the solver differentiates.",
+)
+@click.option("--backend", type=click.Choice(["numpy", "jax"]), default="numpy", show_default=True)
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False),
+    default=".",
+    help="Where to make the folder adeptml-NAME; here, if not given.",
+)
+@verb
+def new(console: Console, name: str, mode: str, backend: str, directory: str) -> int:
+    """Write a plugin package to begin with.
+
+    Its solver is one line of physics to be replaced. As generated it passes check, and its own
+    tests are that proof.
+    """
+    from pathlib import Path
+
+    from adeptml_core import scaffold
+    from adeptml_core.spec import Mode
+
+    folder, files = scaffold.write(name, Mode(mode), backend, Path(directory))
+    if console.as_json:
+        console.print_json({"name": name, "directory": str(folder), "files": files})
+        return 0
+    console.print(f"{console.paint(name, 'name')}   mode {mode}, {backend}, in {folder}")
+    for file in files:
+        console.print(f"  {file}")
+    console.print(f"next  pip install -e {folder}")
+    console.print(f"      adeptml plugins check {name}")
+    if name in registry.names():
+        console.note(f"note: a solver called {name!r} is installed already; two cannot share it")
+    return 0
+
+
 # ---- check, validate, gradcheck ----------------------------------------------------------------
 
 
