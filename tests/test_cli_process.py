@@ -273,26 +273,40 @@ def test_the_shells_protocol(run: Run, sound: Path, shell: str) -> None:
     assert answer is None or result.stdout == answer
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_bash_completes_for_real(bare: Path, sound: Path, tmp_path: Path) -> None:
-    """The script that ``bash_source`` prints, sourced by bash, completes a solver's name."""
-    command = tmp_path / "adeptml"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -m adeptml_core "$@"\n')
-    command.chmod(0o755)
-    script = (
+SCRIPTS = {
+    "bash": (
         'eval "$(_ADEPTML_COMPLETE=bash_source adeptml)"\n'
         "COMP_WORDS=(adeptml plugins show sound-) COMP_CWORD=3\n"
         "_adeptml_completion adeptml\n"
-        'echo "${COMPREPLY[@]}"\n'
-    )
+        'echo "${COMPREPLY[@]}"\n',
+        "sound-two\n",
+    ),
+    "fish": (
+        "_ADEPTML_COMPLETE=fish_source adeptml | source\n"
+        'complete -C "adeptml plugins show sound-"\n',
+        "sound-two\tfake-sound 1.0\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_shells_complete_for_real(bare: Path, sound: Path, tmp_path: Path, shell: str) -> None:
+    """The script for the shell's start-up file, sourced by it, completes a solver's name."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    command = tmp_path / "adeptml"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -m adeptml_core "$@"\n')
+    command.chmod(0o755)
+    script, answer = SCRIPTS[shell]
     result = subprocess.run(
-        ["bash", "-c", script],
+        [shell, "-c", script],
         env={
             "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": f"{sound}{os.pathsep}{bare}",
+            "HOME": str(tmp_path),
         },
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (result.stdout, result.stderr) == ("sound-two\n", "")
+    assert (result.stdout, result.stderr) == (answer, "")
