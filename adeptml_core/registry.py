@@ -417,7 +417,7 @@ def is_met(line: str, known: Mapping[str, str] | None = None) -> bool:
     return simple if simple is not None else _is_met_pedantically(line, version)
 
 
-_VERSION = r"\d+(?:\.\d+)*"
+_VERSION = r"\d{1,18}(?:\.\d{1,18})*"
 _CLAUSE = rf"(>=|<=|==|!=|<|>)\s*({_VERSION})"
 _SIMPLE = rf"[A-Za-z0-9][A-Za-z0-9._-]*\s*(?:{_CLAUSE}\s*(?:,\s*{_CLAUSE}\s*)*)?"
 _COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -459,15 +459,15 @@ def _release(version: str) -> tuple[int, ...]:
 
 def _is_met_pedantically(line: str, version: str | None) -> bool:
     """Decide any requirement, as PEP 508 and PEP 440 have it."""
-    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.requirements import Requirement
 
     try:
         requirement = Requirement(line)
-    except InvalidRequirement:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            return True
+        return version is not None and requirement.specifier.contains(version, prereleases=True)
+    except ValueError:  # no requirement, or a number of five thousand digits
         return False
-    if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-        return True
-    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def installed_version(name: str) -> str | None:
@@ -531,7 +531,13 @@ def specs_of(entry: Entry) -> tuple[SolverSpec, ...]:
     key = (entry.distribution, entry.module)
     target = _import(entry)
     if key not in _loaded or _loaded[key][0] is not target:
-        _loaded[key] = (target, _call_hook(entry, target))
+        try:
+            _loaded[key] = (target, _call_hook(entry, target))
+        except (PluginError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a target that raises wherever it is touched
+            what = f"cannot be looked for: {_one_line(error)}"
+            raise _bad_hook(entry, what, "let the entry point be the light module") from error
     return _loaded[key][1]
 
 
@@ -561,6 +567,10 @@ def _import(entry: Entry) -> Target:
             target = getattr(target, name)
         except AttributeError as error:
             raise _nowhere(entry, f"{module} has no attribute {name!r}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a module that imports on demand, and cannot
+            raise _import_problem(entry, module, error) from error
     return target
 
 
@@ -716,9 +726,6 @@ def _call_hook(entry: Entry, target: Target) -> tuple[SolverSpec, ...]:
             f"the hook's signature is wrong: {str(error).strip().splitlines()[-1].strip()}",
             f"the plugin's author: write it without parameters, def {HOOK}():",
         ) from error
-    except Exception as error:  # an attribute of the target that raises when it is looked at
-        what = f"cannot be looked for: {_one_line(error)}"
-        raise _bad_hook(entry, what, "let the entry point be the light module") from error
     implementations = manager.hook.adeptml_solvers.get_hookimpls()
     if not implementations:
         raise _no_hook(entry, target, vars(manager.hook))
