@@ -34,7 +34,7 @@ from torch.compiler import is_compiling
 
 from adeptml_core import program, transforms
 from adeptml_core.derivatives import check_may_run_again
-from adeptml_core.errors import InputError
+from adeptml_core.errors import ConfigError, InputError
 from adeptml_core.solver import Linearizer, Pullback, Solver, named
 from adeptml_core.tensors import adopted, argument, array_of
 from adeptml_core.transforms import functorch_is_active
@@ -90,23 +90,34 @@ def solve(
     if is_compiling() and not functorch_is_active():
         identity = _identity(name, options, second_order)
         return program.call(identity, x, transforms.as_tensors(args))
-    return apply(_named(name, _hashable(options), second_order), x, *args)
+    return apply(_named(name, options, second_order), x, *args)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _identity(name: str, options: Any, second_order: str | None) -> str:
+def _identity(name: str, options: Mapping[str, object] | None, second_order: str | None) -> str:
     """Look the solver up while torch traces, not in the program."""
-    return _named(name, _hashable(options), second_order).identity
+    return _named(name, options, second_order).identity
 
 
-def _hashable(options: Mapping[str, object] | None) -> tuple[tuple[str, object], ...]:
-    items = (options or {}).items()
-    return tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in items)
+def _named(name: str, options: Mapping[str, object] | None, second_order: str | None) -> Solver:
+    """Return the solver, from the last ones used where that can be told."""
+    if not isinstance(options, Mapping | None):
+        raise ConfigError(f"solve: options={options!r} must map names to values")
+    # The type is part of the key: True is no 1.0, though they are equal.
+    items = [(k, tuple(v) if isinstance(v, list) else v) for k, v in (options or {}).items()]
+    key = tuple((k, type(v), v) for k, v in items)
+    try:
+        hash((name, key))
+    except TypeError:  # an array or a dict among the values: named says what is wrong
+        return named(name, options, second_order=second_order)
+    return _cached(name, key, second_order)
 
 
 @lru_cache(maxsize=128)
-def _named(name: str, options: tuple[tuple[str, object], ...], second_order: str | None) -> Solver:
-    return named(name, dict(options), second_order=second_order)
+def _cached(
+    name: str, key: tuple[tuple[str, type, object], ...], second_order: str | None
+) -> Solver:
+    return named(name, {k: v for k, _, v in key}, second_order=second_order)
 
 
 def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:

@@ -66,6 +66,9 @@ def main(args: Sequence[str] | None = None) -> None:
         # Completion is for the script, whoever answers for it; else click finds the name itself.
         name = "adeptml" if COMPLETE in os.environ else None
         adeptml.main(args, prog_name=name, complete_var=COMPLETE)
+    except OSError as error:  # --version and --help on a full disk; verbs have their own manners
+        _turn_to_nowhere()  # or Python would try again at exit
+        sys.exit(f"error: {error}")
     finally:
         gc.freeze()  # nor through everything at exit, which would take as long as the listing
 
@@ -177,9 +180,14 @@ def _turn_to_stderr() -> None:
     try:
         os.dup2(2, 1)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
+        _turn_to_nowhere()
+
+
+def _turn_to_nowhere() -> None:
+    """Let file descriptor 1 lead nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 class _Finding(click.ClickException):
@@ -237,6 +245,16 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
                 code = function(console, *args, **kwargs)
         except BrokenPipeError:  # `| head` has seen enough; click ends quietly
             raise
+        except (
+            ModuleNotFoundError
+        ) as error:  # numpy, where core was installed without what it needs
+            if debug:
+                _print_traceback(error)
+            failure = _Finding(
+                f"this needs {error.name!r}, which is not installed\nmend: pip install {error.name}"
+            )
+            failure.color = color
+            raise failure from error
         except (AdeptmlError, OSError) as error:
             if debug:
                 _print_traceback(error)
@@ -275,9 +293,12 @@ class _SolverName(click.ParamType):  # type: ignore[type-arg] # generic only sin
         """Return the installed names that begin with what is typed."""
         from click.shell_completion import CompletionItem
 
+        names = registry.names()
+        if "/" in incomplete:
+            names = {entry.qualified: entry for entry in names.values()}
         return [
             CompletionItem(printable(name), help=f"{entry.distribution} {entry.version}")
-            for name, entry in registry.names().items()
+            for name, entry in names.items()
             if name.startswith(incomplete.lower())
         ]
 
@@ -391,6 +412,7 @@ def _list_names(console: Console, strict: bool) -> int:
     else:
         for name in names:
             console.print(printable(name))
+    _note_unknown_switches(console)
     return 0
 
 
@@ -401,7 +423,7 @@ def _print_list(console: Console, rows: Sequence["Row"], problems: Sequence["Pro
     head = _head("SOLVER", "MODE", "SIGNATURE", "FROM", "")
     codes = {(problem.distribution, problem.entry_point): problem.code for problem in problems}
     cells = [_row_cells(row, codes) for row in rows]
-    for line in table([head, *cells], paint=console.paint, width=console.width, flow=(2,)):
+    for line in table([head, *cells], paint=console.paint, width=console.width, flow=(2, 3, 4)):
         console.print(line)
     if problems:
         console.print()
@@ -514,7 +536,8 @@ def _title(console: Console, row: "Row", spec: "SolverSpec") -> list[str]:
         spec.summary, first=f"{console.paint(entry.name, 'name')}   ", lead=lead
     )
     origin = f"{entry.distribution} {entry.version} (api {spec.api})"
-    lines.append(printable(f"from {origin}   mode {spec.mode}   {', '.join(spec.dtypes)}"))
+    facts = f"from {origin}   mode {spec.mode}   {', '.join(spec.dtypes)}"
+    lines += console.paragraph(facts, first="", lead=0)
     if row.needs:
         cure = " ".join(map(registry.quoted, row.needs))
         text = printable(f"needs {', '.join(row.needs)}: pip install {cure}")
@@ -531,7 +554,7 @@ def _array_lines(console: Console, spec: "SolverSpec") -> list[str]:
     rows.append(_array_cells("x", spec.x, is_differentiable=True))
     rows += [_array_cells("arg", a, is_differentiable=a.differentiable) for a in spec.args]
     rows.append(_array_cells("y", spec.y, is_differentiable=None))
-    return table(rows, paint=console.paint, width=console.width, flow=(6, 4))
+    return table(rows, paint=console.paint, width=console.width, flow=(6, 4, 3))
 
 
 GRADIENT = {True: Cell("yes", "good"), False: Cell("no", "dim"), None: Cell("")}
@@ -558,7 +581,7 @@ def _option_lines(console: Console, options: Sequence["Option"]) -> list[str]:
         return []
     rows = [_head("OPTION", "DEFAULT", "UNIT", "RANGE", "")]
     rows += [_option_cells(option) for option in options]
-    return table(rows, paint=console.paint, width=console.width, flow=(4,))
+    return table(rows, paint=console.paint, width=console.width, flow=(4, 3, 2))
 
 
 def _option_cells(option: "Option") -> list[Cell]:
@@ -619,6 +642,50 @@ def _promises(spec: "SolverSpec") -> list[str]:
         f"derivatives to a relative accuracy of {spec.tolerance}": spec.tolerance is not None,
     }
     return [text for text, holds in said.items() if holds]
+
+
+# ---- new ---------------------------------------------------------------------------------------
+
+
+@plugins.command()
+@click.argument("name")
+@click.option(
+    "--mode",
+    type=click.Choice(["jacobian", "vjp", "split_vjp"]),
+    required=True,
+    help="How the solver differentiates.",
+)
+@click.option("--backend", type=click.Choice(["numpy", "jax"]), default="numpy", show_default=True)
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False),
+    default=".",
+    help="Where to make the folder adeptml-NAME; here, if not given.",
+)
+@verb
+def new(console: Console, name: str, mode: str, backend: str, directory: str) -> int:
+    """Write a plugin package to begin with.
+
+    Its solver is one line of physics to be replaced. As generated it passes check, and its own
+    tests are that proof.
+    """
+    from pathlib import Path
+
+    from adeptml_core import scaffold
+    from adeptml_core.spec import Mode
+
+    folder, files = scaffold.write(name, Mode(mode), backend, Path(directory))
+    if console.as_json:
+        console.print_json({"name": name, "directory": str(folder), "files": files})
+        return 0
+    console.print(f"{console.paint(name, 'name')}   mode {mode}, {backend}, in {folder}")
+    for file in files:
+        console.print(f"  {file}")
+    console.print(f"next  pip install -e {folder}")
+    console.print(f"      adeptml plugins check {name}")
+    if name in registry.names():
+        console.note(f"note: a solver called {name!r} is installed already; two cannot share it")
+    return 0
 
 
 # ---- check, validate, gradcheck ----------------------------------------------------------------
@@ -703,6 +770,7 @@ def _examine(
     from adeptml_core.conformance import command
 
     rows, problems = selected(names)
+    _note_unknown_switches(console)
     return command.examine(
         console,
         command.Request(

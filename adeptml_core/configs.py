@@ -14,7 +14,7 @@ import numbers
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
@@ -103,7 +103,7 @@ class MLPConfig:
             setattr(self, name, _integer(f"MLPConfig: {name}", getattr(self, name), least))
         for name in ("hidden_activation", "output_activation"):
             value = getattr(self, name)
-            if value not in ACTIVATIONS:
+            if not (isinstance(value, str) and value in ACTIVATIONS):
                 hint = did_you_mean(str(value), ACTIVATIONS)
                 raise ConfigError(
                     f"MLPConfig: {name}={value!r} is unknown.{hint} "
@@ -233,6 +233,10 @@ class PhysicsConfig:
         return registry.get_solver(self.solver)
 
     def _validate_functions(self) -> None:
+        for name in ("use_vjp", "use_split_vjp"):
+            value = getattr(self, name)
+            if isinstance(value, str) or value not in (True, False):
+                raise ConfigError(f"PhysicsConfig: {name}={value!r} is neither True nor False")
         for name in ("forward_func", "jacobian_func"):
             function = getattr(self, name)
             if function is not None and not callable(function):
@@ -307,11 +311,12 @@ class PhysicsConfig:
         texts = {o.name for o in registry.get_solver(name).options if o.type is str}
         options = {
             key: value if key in texts else _decoded(value)
-            for key, value in (data.get("options") or {}).items()
+            for key, value in _mapping("options", data.get("options") or {}).items()
         }
-        args = {key: _decoded(value) for key, value in (data.get("args") or {}).items()}
+        args = _mapping("args", data.get("args") or {})
+        decoded = {key: _decoded(value) for key, value in args.items()}
         second_order = data.get("second_order")
-        return cls(solver=name, options=options, args=args, second_order=second_order)
+        return cls(solver=name, options=options, args=decoded, second_order=second_order)
 
 
 ModelConfig = MLPConfig | PhysicsConfig
@@ -343,6 +348,48 @@ def _check_constant(spec: SolverSpec, array: Array, value: object) -> None:
         raise ConfigError(
             f"{where} has shape {shape}; {array.name} has the core shape {array.shape}"
         )
+    _check_entries(where, array, value)
+
+
+def _check_entries(where: str, array: Array, value: Any) -> None:
+    """Check that every entry is a number, and one that the arg's dtype holds."""
+    entries = list(_entries(value))
+    kinds = set(map(type, entries))
+    if not all(issubclass(kind, numbers.Real) for kind in kinds):
+        raise ConfigError(f"{where}={value!r} is no number, nor an array of numbers")
+    try:
+        has_nan = any(map(math.isnan, entries))
+    except OverflowError:
+        raise ConfigError(f"{where}={value!r} is too large for a floating number") from None
+    if has_nan:
+        raise ConfigError(f"{where}={value!r} is NaN, or holds it, which is no value")
+    if array.dtype is None or not entries:
+        return
+    low, high = _limits(array.dtype)
+    is_integral = all(issubclass(kind, numbers.Integral) for kind in kinds)
+    if not is_integral or min(entries) < low or max(entries) > high:
+        raise ConfigError(
+            f"{where}={value!r} does not fit into {array.dtype}, the dtype of {array.name}"
+        )
+
+
+def _entries(value: Any) -> Iterator[Any]:
+    """Yield the numbers in nested lists, arrays and tensors."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _entries(item)
+    else:
+        yield value
+
+
+def _limits(dtype: str) -> tuple[int, int]:
+    """Return the least and the greatest value of ``"bool"``, ``"int8"``, ``"uint8"``, ..."""
+    if dtype == "bool":
+        return 0, 1
+    bits = int(dtype.lstrip("uint"))
+    return (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 def _shape(where: str, value: object) -> tuple[int, ...]:
@@ -366,9 +413,10 @@ def _encoded(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_encoded(item) for item in value]
-    if isinstance(value, float) and math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    return value
+    if isinstance(value, bool | int | str):
+        return value
+    number = float(value)  # a Fraction, for instance, is none to JSON
+    return {math.inf: "inf", -math.inf: "-inf"}.get(number, number)
 
 
 def _decoded(value: Any) -> Any:
@@ -687,7 +735,7 @@ class HybridConfig:
             For unknown keys, a module that is not given, or one that nobody asked for.
         """
         data = _known_keys("HybridConfig", data, ("models", "model_inputs", "arg_inputs"))
-        given = dict(modules or {})
+        given = _mapping("modules", modules or {})
         models = {
             name: _member_from_dict(name, member, given)
             for name, member in _mapping("models", data.get("models")).items()
@@ -738,9 +786,12 @@ def _member_from_dict(name: str, member: Any, modules: dict[str, Any]) -> Any:
     if not isinstance(member, Mapping):
         raise ConfigError(f"models[{name!r}]: {member!r} is neither a solver's name nor a table")
     if "module" in member:
+        _known_keys(f"models[{name!r}]", member, ("module",))
         if name not in modules:
             raise ConfigError(
                 f"member {name!r} is a module of your own; give it back: modules={{{name!r}: ...}}"
             )
+        if not is_module(modules[name]):
+            raise ConfigError(f"modules[{name!r}] is {modules[name]!r}, not a torch.nn.Module")
         return modules.pop(name)
     return PhysicsConfig.from_dict(member) if "solver" in member else MLPConfig.from_dict(member)

@@ -19,12 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from adeptml_core.autograd import apply
 from adeptml_core.configs import INPUT, HybridConfig, MLPConfig, PhysicsConfig, is_module
-from adeptml_core.errors import ConfigError
+from adeptml_core.errors import ConfigError, InputError
 from adeptml_core.models import MLP, Physics, Physics_SplitVJP, Physics_VJP
 from adeptml_core.solver import Linearizer, RawSolver, Solver, named
 from adeptml_core.spec import Array, Mode, SolverSpec, did_you_mean
@@ -340,7 +341,7 @@ class _Named:
         for arg, route in self.arg_routes.items():
             array = next(a for a in self.spec.args if a.name == arg)
             sources[arg] = self._routed(array, route, values, x.shape[0], sizes)
-        missing = [array.name for array in self.spec.args if array.name not in sources]
+        missing = [array.name for array in self.spec.args if sources.get(array.name) is None]
         if missing:
             raise ConfigError(self._no_source(missing))
         return apply(self.solver, x, *[sources[array.name] for array in self.spec.args])
@@ -349,6 +350,7 @@ class _Named:
 
     def _x(self, values: Values, previous: str, sizes: dict[str, int]) -> Tensor:
         array = self.spec.x
+        self._check_batched(values, previous)
         sole = self.route.sole(values, previous)
         if sole is None or sole.ndim != 1 + len(array.shape):
             sole = self._reshaped(array, self.route.per_sample(values, previous), sizes)
@@ -356,6 +358,15 @@ class _Named:
             if isinstance(size, str):
                 sizes.setdefault(size, got)
         return sole
+
+    def _check_batched(self, values: Values, previous: str) -> None:
+        for source, value in self.route.parts(values, previous):
+            if not (isinstance(value, Tensor) and value.ndim):
+                got = "has no batch axis" if isinstance(value, Tensor) else f"is {value!r}"
+                raise InputError(
+                    f"model {self.member!r} (solver {self.solver.name}): {source.source!r}, which "
+                    f"feeds {self.spec.x.name}, {got}; it must be a tensor of shape (batch, ...)"
+                )
 
     # -- args --
 
@@ -465,14 +476,14 @@ def _solver(config: PhysicsConfig) -> Solver:
 
 
 def _constant(spec: SolverSpec, arg: str, value: Any) -> Tensor:
-    """Return a private tensor of a constant; floating ones in double precision."""
+    """Return a private tensor of a constant, which its config has checked.
+
+    By way of numpy, in the arg's own dtype: torch would read a list of Python numbers in its
+    default dtype, float32, and a third of the digits would be gone.
+    """
     array = next(a for a in spec.args if a.name == arg)
-    dtype = torch.float64 if array.dtype is None else getattr(torch, array.dtype)
-    constant = torch.as_tensor(value).detach()
-    exact = not dtype.is_floating_point and constant.is_floating_point()
-    if exact or constant.is_complex():
-        raise ConfigError(
-            f"{spec.name}: the constant for {arg!r} is {constant.dtype}; the arg is "
-            f"{array.dtype or 'real and floating'}"
-        )
-    return constant.to(device="cpu", dtype=dtype, copy=True)
+    dtype = np.dtype(array.dtype or "float64")
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value.double() if value.is_floating_point() else value).numpy()
+    return torch.from_numpy(np.array(value, dtype))

@@ -190,7 +190,12 @@ class _Metadata(NamedTuple):
 
 def entries() -> tuple[Entry, ...]:
     """Return every entry point of the group, sorted; from metadata alone."""
-    return _discover(tuple(sys.path))[0]
+    return _discover(_path())[0]
+
+
+def _path() -> tuple[str, ...]:
+    """Return ``sys.path`` as imports see it: what is no text (a Path, None) is passed over."""
+    return tuple(folder for folder in sys.path if isinstance(folder, str))
 
 
 @functools.lru_cache(maxsize=8)
@@ -213,7 +218,7 @@ def _distributions(
     """Group the distributions that have solvers by name, then by folder."""
     groups: dict[str, dict[str, _Metadata]] = {}
     for distribution in importlib.metadata.distributions(path=list(path)):
-        if GROUP not in (_read(distribution, "entry_points.txt") or ""):
+        if not _has_solvers(distribution):
             continue
         metadata = _metadata_of(distribution)
         if why := _why_leftover(metadata):
@@ -221,6 +226,17 @@ def _distributions(
         elif not _is_shadowed(metadata, path):
             groups.setdefault(normalize_name(metadata.name), {})[metadata.folder] = metadata
     return groups
+
+
+def _has_solvers(distribution: importlib.metadata.Distribution) -> bool:
+    try:
+        return GROUP in (distribution.read_text("entry_points.txt") or "")
+    except OSError:
+        return False
+    except UnicodeError:  # damaged, but it may be one of ours: then it will be said
+        file = os.path.join(str(getattr(distribution, "_path", "")), "entry_points.txt")
+        with open(file, "rb") as damaged:
+            return GROUP.encode() in damaged.read()
 
 
 def _read(distribution: importlib.metadata.Distribution, name: str) -> str | None:
@@ -234,11 +250,12 @@ def _metadata_of(distribution: importlib.metadata.Distribution) -> _Metadata:
     """Read name, version and requirements; ``distribution.metadata`` would parse the README too.
 
     The core metadata are email headers up to the first blank line, and none of these three is ever
-    folded.
+    folded. Their names may be written in any case.
     """
     text = _read(distribution, "METADATA") or _read(distribution, "PKG-INFO") or ""
     head = text.partition("\n\n")[0]
-    fields = re.findall("^(Name|Version|Requires-Dist):[ \t]*(.*?)[ \t]*$", head, re.MULTILINE)
+    lines = re.findall("(?im)^(name|version|requires-dist):[ \t]*(.*?)[ \t]*$", head)
+    fields = [(key.title(), value) for key, value in lines]
     first = dict(reversed(fields))
     requires = tuple(value for key, value in fields if key == "Requires-Dist")
     return _Metadata(distribution, first.get("Name", ""), first.get("Version", ""), requires)
@@ -400,7 +417,7 @@ def is_met(line: str, known: Mapping[str, str] | None = None) -> bool:
     return simple if simple is not None else _is_met_pedantically(line, version)
 
 
-_VERSION = r"\d+(?:\.\d+)*"
+_VERSION = r"\d{1,18}(?:\.\d{1,18})*"
 _CLAUSE = rf"(>=|<=|==|!=|<|>)\s*({_VERSION})"
 _SIMPLE = rf"[A-Za-z0-9][A-Za-z0-9._-]*\s*(?:{_CLAUSE}\s*(?:,\s*{_CLAUSE}\s*)*)?"
 _COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -442,20 +459,21 @@ def _release(version: str) -> tuple[int, ...]:
 
 def _is_met_pedantically(line: str, version: str | None) -> bool:
     """Decide any requirement, as PEP 508 and PEP 440 have it."""
-    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.requirements import Requirement
 
     try:
         requirement = Requirement(line)
-    except InvalidRequirement:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            return True
+        return version is not None and requirement.specifier.contains(version, prereleases=True)
+    except ValueError:  # no requirement, or a number of five thousand digits
         return False
-    if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-        return True
-    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def installed_version(name: str) -> str | None:
     """Return the version of an installed distribution, None where there is none."""
-    for distribution in importlib.metadata.distributions(name=name) if name else ():
+    path = list(_path())
+    for distribution in importlib.metadata.distributions(name=name, path=path) if name else ():
         version = _metadata_of(distribution).version
         if version:
             return version
@@ -513,7 +531,13 @@ def specs_of(entry: Entry) -> tuple[SolverSpec, ...]:
     key = (entry.distribution, entry.module)
     target = _import(entry)
     if key not in _loaded or _loaded[key][0] is not target:
-        _loaded[key] = (target, _call_hook(entry, target))
+        try:
+            _loaded[key] = (target, _call_hook(entry, target))
+        except (PluginError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a target that raises wherever it is touched
+            what = f"cannot be looked for: {_one_line(error)}"
+            raise _bad_hook(entry, what, "let the entry point be the light module") from error
     return _loaded[key][1]
 
 
@@ -543,6 +567,10 @@ def _import(entry: Entry) -> Target:
             target = getattr(target, name)
         except AttributeError as error:
             raise _nowhere(entry, f"{module} has no attribute {name!r}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a module that imports on demand, and cannot
+            raise _import_problem(entry, module, error) from error
     return target
 
 
@@ -677,7 +705,7 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[str, str, int]]:
 
 def shortened(filename: str) -> str:
     """Return a file's path below the folder of ``sys.path`` it is imported from."""
-    folders = [os.path.join(os.path.abspath(folder), "") for folder in sys.path]
+    folders = [os.path.join(os.path.abspath(folder), "") for folder in _path()]
     below = [filename.removeprefix(folder) for folder in folders if filename.startswith(folder)]
     return min(below, key=len, default=filename)
 
@@ -698,9 +726,6 @@ def _call_hook(entry: Entry, target: Target) -> tuple[SolverSpec, ...]:
             f"the hook's signature is wrong: {str(error).strip().splitlines()[-1].strip()}",
             f"the plugin's author: write it without parameters, def {HOOK}():",
         ) from error
-    except Exception as error:  # an attribute of the target that raises when it is looked at
-        what = f"cannot be looked for: {_one_line(error)}"
-        raise _bad_hook(entry, what, "let the entry point be the light module") from error
     implementations = manager.hook.adeptml_solvers.get_hookimpls()
     if not implementations:
         raise _no_hook(entry, target, vars(manager.hook))
@@ -762,7 +787,7 @@ def _bad_hook(entry: Entry, what: str, mend: str = CORRECT) -> PluginError:
 
 def scan() -> tuple[list[Row], list[Problem]]:
     """Load every light module that is switched on: one row an entry point, and what is wrong."""
-    everything, unreadable = _discover(tuple(sys.path))
+    everything, unreadable = _discover(_path())
     problems = list(unreadable)
     claims = _claims(everything)
     met = functools.cache(is_met)  # two hundred solvers ask for the same numpy

@@ -349,7 +349,10 @@ class Solver:
             only = (x.shape,)
             plan = self._plans.get(only) or self._planned(only)
             return _Point((_frozen(x),), plan, dtype, dtype)
-        inputs = (x, *[np.asarray(arg) for arg in given])
+        try:
+            inputs = (x, *[np.asarray(arg) for arg in given])
+        except ValueError as error:  # nested lists whose rows differ in length
+            raise InputError(f"{self.name}: an arg is no array of numbers: {error}") from error
         shapes = tuple([value.shape for value in inputs])
         plan = self._plans.get(shapes) or self._planned(shapes)
         if dtype not in self._dtypes:

@@ -63,7 +63,7 @@ def _is_real(value: object) -> bool:
     """Tell whether `value` is a real number: not a bool, not NaN."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return False
-    return not math.isnan(value)
+    return isinstance(value, numbers.Integral) or not math.isnan(value)
 
 
 def _tupled(value: object) -> Any:
@@ -350,9 +350,11 @@ class Option:
         high = math.inf if self.high is None else self.high
         if _is_real(item) and not low <= item <= high:
             unit = "" if self.unit in ("1", "") else f" {self.unit}"
-            raise ConfigError(
-                f"option {self.name!r} is {item!r}{unit}; it must lie in {self.range}{unit}"
-            )
+            allowed = f"must lie in {self.range}"
+            if self.low is None or self.high is None:
+                side = "at most" if self.low is None else "at least"
+                allowed = f"must be {side} {_brief(self.high if self.low is None else self.low)}"
+            raise ConfigError(f"option {self.name!r} is {item!r}{unit}; it {allowed}{unit}")
 
     @property
     def range(self) -> str:
@@ -391,7 +393,10 @@ def _cast_scalar(name: str, value: object, kind: type) -> Any:
     if kind is int and isinstance(value, numbers.Integral) and not is_bool:
         return int(value)
     if kind is float and _is_real(value):
-        return float(value)  # type: ignore[arg-type]
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except OverflowError:
+            raise ConfigError(f"option {name!r} is too large for a floating number") from None
     expected = _TYPES[kind] if kind in (bool, int, float, str) else "bool, int, float or str"
     raise ConfigError(f"option {name!r} is {value!r}; it must be a value of type {expected}")
 

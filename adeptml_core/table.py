@@ -90,8 +90,10 @@ def _make_room(
         excess = sum(w + len(GAP) for w in widths if w) - len(GAP) - width
         if excess <= 0:
             break
+        if not widths[column]:
+            continue
         words = [word for row in cells for word in row[column].text.split()]
-        least = max(LEAST, *map(len, words))
+        least = max([LEAST, *map(len, words)])
         room = widths[column] - excess
         widths[column] = room if room >= least else 0
         if room < least:

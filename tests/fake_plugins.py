@@ -337,6 +337,21 @@ HOOKS = (
         light=hook("['heat1d']"),
     ),
     Broken(
+        "on-demand",
+        "P103",
+        "fails at import, fake_on_demand/light.py:2: RuntimeError: no server",
+        "do without this plugin",
+        light="def __getattr__(name):\n    raise RuntimeError('no server')\n",
+        points="{name} = {module}:plugin\n",
+    ),
+    Broken(
+        "no-hook-on-demand",
+        "P106",
+        "cannot be looked for: RuntimeError: no server",
+        "let the entry point be the light module",
+        light="def __getattr__(name):\n    raise RuntimeError('no server')\n",
+    ),
+    Broken(
         "looked-at",
         "P106",
         "cannot be looked for: RuntimeError: no",
@@ -440,6 +455,14 @@ VERSIONS = (
         "pip install 'adeptml-core>=7.1'",
         light=light_module("newer-core"),
         requires=("adeptml-core>=7.1",),
+    ),
+    Broken(
+        "endless-version",
+        "P108",
+        "asks for 'adeptml-core>=1111",
+        "or a version of fake-endless-version made for this core",
+        light=light_module("endless-version"),
+        requires=(f"adeptml-core>={'1' * 5000}",),
     ),
     Broken(
         "newer-name",

@@ -7,6 +7,7 @@ import pickle
 import tomllib
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -520,6 +521,14 @@ def test_args_without_a_source(args: dict[str, Any], message: str) -> None:
         ({"k": [[1.0], [1.0, 2.0]]}, "ragged"),
         ({"k": [[[1.0]]]}, "core shape"),
         ({"b": "one"}, "no number"),
+        ({"b": None}, "no number"),
+        ({"b": 1j}, "no number"),
+        ({"k": np.ones(3) * 1j}, "no number"),
+        ({"k": np.array(["a", "b", "c"])}, "no number"),
+        ({"k": np.array([None] * 3)}, "no number"),
+        ({"k": [1.0, math.nan, 1.0]}, "NaN"),
+        ({"k": torch.tensor([1.0, math.nan, 1.0])}, "NaN"),
+        ({"b": 10**400}, "too large"),
         ({"k": nn.Parameter(torch.ones(3))}, "never trained"),
     ],
 )
@@ -527,6 +536,76 @@ def test_wrong_constants(args: dict[str, Any], message: str) -> None:
     """At the config's construction."""
     with pytest.raises(ConfigError, match=message):
         model_of(args=args)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("int8", 300),
+        ("uint8", -1),
+        ("uint16", np.int64(70_000)),
+        ("int64", 10**30),
+        ("int64", 1.0),
+        ("int64", torch.tensor(1.5)),
+        ("bool", 2),
+    ],
+)
+def test_constants_that_do_not_fit_their_dtype(dtype: str, value: Any) -> None:
+    """300 is not 44, though int8 would have it so."""
+    args = (Array("k", ("n",)), Array("b", dtype=dtype))
+    with pytest.raises(ConfigError, match=rf"args\['b'\]=.* does not fit into {dtype}"):
+        PhysicsConfig(solver=spec(args=args), args={"b": value})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("int8", -128), ("uint64", 2**63), ("bool", True), ("int32", np.int8(3)), (None, 2**100)],
+)
+def test_constants_arrive_as_they_are(dtype: str | None, value: Any) -> None:
+    """The ends of every dtype's range included."""
+    seen: list[NDA] = []
+
+    def look(x: NDA, k: NDA, b: NDA, **_: Any) -> NDA:
+        seen.append(b)
+        return x + 0
+
+    args = (Array("k", ("n",)), Array("b", dtype=dtype))
+    config = PhysicsConfig(solver=spec(args=args, forward=look), args={"b": value, "k": [1.0] * 3})
+    HybridModel(HybridConfig({"line": config}))(X)
+    assert (seen[0].dtype, seen[0].item()) == (np.dtype(dtype or "float64"), value)
+
+
+@pytest.mark.parametrize("pack", [list, tuple, np.array, torch.DoubleTensor])
+def test_constants_keep_every_digit(pack: Any) -> None:
+    """A list of Python numbers does not pass through torch's default dtype, float32."""
+    model = model_of(args={"k": pack([300.1, 1 / 3, 1e-300]), "b": 0})
+    assert (model(X)[0] == torch.tensor([300.1, 1 / 3, 1e-300], dtype=torch.float64)).all()
+
+
+@pytest.mark.parametrize("pack", [lambda k: [k, 0.0], lambda k: {"line": {"k": k, "b": 0.0}}])
+def test_none_is_no_source(pack: Any) -> None:
+    """None in the place of an arg is not an array of objects."""
+    with pytest.raises(ConfigError, match="arg k has no source"):
+        model_of()(X, pack(None))
+
+
+def test_a_ragged_list_is_no_arg() -> None:
+    """The solver is named, not only numpy's trouble with it."""
+    with pytest.raises(InputError, match="line: an arg is no array of numbers"):
+        model_of()(X, [[[1.0], [1.0, 2.0]], 0.0])
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.tensor(1.0), "'Input', which feeds x, has no batch axis"),
+        (None, "'Input', which feeds x, is None"),
+    ],
+)
+def test_x_without_a_batch(x: Any, message: str) -> None:
+    """The member, the source and what is missing."""
+    with pytest.raises(InputError, match=message):
+        model_of(args={"k": [1.0] * 3, "b": 0.0})(x)
 
 
 def test_unknown_names_in_phy_args() -> None:
@@ -728,6 +807,58 @@ def test_unknown_keys_in_data() -> None:
         HybridConfig.from_dict({"models": {}, "model_input": {}})
 
 
+NET = MLPConfig(3, 4, 3, 1, "tanh", "softplus").to_dict()
+HEAT = {"solver": "heat1d"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "expected a table of settings"),
+        ({}, "models: None must be a mapping"),
+        ({"models": {"a": 3}}, "neither a solver's name nor a table"),
+        ({"models": {"a": {}}}, "num_input_dim, .* missing"),
+        ({"models": {"a": NET | {"num_input_dim": "3"}}}, "must be an integer"),
+        ({"models": {"a": NET | {"bias": True}}}, "unknown key 'bias'"),
+        ({"models": {"a": {"solver": 3}}}, "must be a solver's name"),
+        ({"models": {"a": HEAT | {"option": {}}}}, "unknown key 'option'. Did you mean 'options'"),
+        ({"models": {"a": HEAT | {"options": [1]}}}, "options: .* must be a mapping"),
+        ({"models": {"a": HEAT | {"options": {"t": "Infinity"}}}}, "value of type float"),
+        ({"models": {"a": HEAT | {"args": "x"}}}, "args: .* must be a mapping"),
+        ({"models": {"a": HEAT | {"args": {"q": ["nan"]}}}}, "no number"),
+        ({"models": {"a": {"module": "a", "solver": "heat1d"}}}, "unknown key 'solver'"),
+        ({"models": {"a": NET}, "model_inputs": {"a": "all"}}, "must be a mapping"),
+        ({"models": {"a": NET}, "model_inputs": {"a": {"Input": "al"}}}, "selects no columns"),
+        ({"models": {"a": NET}, "arg_inputs": []}, "arg_inputs: .* must be a mapping"),
+    ],
+)
+def test_damaged_data(data: Any, message: str) -> None:
+    """What was edited by hand, and wrongly, is said to be so, with its key."""
+    with pytest.raises(ConfigError, match=message):
+        HybridConfig.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [([nn.Identity()], "modules: .* must be a mapping"), ({"a": "heat1d"}, "not a torch")],
+)
+def test_modules_that_are_none(modules: Any, message: str) -> None:
+    """A solver's name does not slip in where a module was saved."""
+    with pytest.raises(ConfigError, match=message):
+        HybridConfig.from_dict({"models": {"a": {"module": "a"}}}, modules)
+
+
+@pytest.mark.parametrize(
+    "value", [[Fraction(1, 3), 2], [np.float32(300.1), np.int64(2)], torch.tensor([0.1, 2.0])]
+)
+def test_constants_of_every_kind_survive(value: Any) -> None:
+    """Fractions, numpy's numbers and tensors become plain numbers."""
+    config = HybridConfig({"h": PhysicsConfig(solver="heat1d", args={"T_ext": value})})
+    text = json.dumps(config.to_dict(), allow_nan=False)
+    again = HybridConfig.from_dict(json.loads(text)).models["h"].args["T_ext"]
+    assert again == [float(v) for v in value]
+
+
 # ---- solve ---------------------------------------------------------------------------------------
 
 
@@ -748,3 +879,21 @@ def test_solve_of_an_unknown_name() -> None:
     """Did you mean."""
     with pytest.raises(UnknownSolverError, match="Did you mean 'heat1d'"):
         adeptml_core.solve("heat1", torch.ones(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["t"], "must map names to values"),
+        ("t=1", "must map names to values"),
+        ({"t": np.array([1.0])}, "t"),
+        ({"t": {}}, "t"),
+        ({"t": True}, "t"),
+    ],
+)
+def test_wrong_options_of_solve_are_config_errors(options: Any, message: str) -> None:
+    """Also right after the same solver was used with an equal value of the right type."""
+    T0, k, ends = torch.rand(2, 4).double(), torch.ones(4), torch.tensor([1.0, 2.0])
+    adeptml_core.solve("heat1d", T0, k, torch.zeros(4), ends, options={"t": 1.0})
+    with pytest.raises(ConfigError, match=message):
+        adeptml_core.solve("heat1d", T0, k, torch.zeros(4), ends, options=options)

@@ -128,6 +128,30 @@ def test_every_broken_plugin_in_list_and_show(site: Path, broken: Broken) -> Non
     assert broken.code in (shown.stderr if is_ambiguous else shown.stdout)
 
 
+def test_every_broken_plugin_in_validate(site: Path) -> None:
+    """All at once: each with its code and mend, exit code 1, the neighbour still passed."""
+    write_modules(site, {"fake_solver": SOLVER})
+    write_sound(site, "fake-sound", "sound", fields='example="fake_solver:Mesh.example"')
+    for broken in BROKEN:
+        broken.write(site)
+    claimed = [broken for broken in BROKEN if broken.code == "P109"]
+    points = {entry.distribution: entry.qualified for entry in registry.entries()}
+    names = [points[broken.distribution] for broken in BROKEN if broken not in claimed]
+    result = call("validate", "sound", *names, "--json")
+    assert result.exit_code == 1
+    data = json.loads(result.stdout)
+    problems = {problem["distribution"]: problem for problem in data["problems"]}
+    for broken in BROKEN:
+        if broken not in claimed:
+            problem = problems.pop(broken.distribution)
+            assert problem["code"] == broken.code
+            assert broken.mend in problem["mend"]
+    assert problems == {}
+    assert {row["name"]: row["verdict"] for row in data["solvers"]}["sound"] == "passed"
+    for broken in claimed:
+        assert call("validate", points[broken.distribution]).exit_code == 2
+
+
 def test_list_in_json_has_exactly_the_documented_keys(site: Path) -> None:
     """The schema is fixed: other programs read it."""
     write_sound(site, "fake-sound", "sound")
@@ -162,6 +186,13 @@ def test_names_alone_are_names_alone(site: Path) -> None:
     assert "fake_a_light" not in sys.modules
 
 
+@pytest.mark.parametrize("verb", [["list"], ["list", "--names"], ["validate", "one"]])
+def test_a_switch_that_means_nothing_is_told(site: Path, verb: list[str]) -> None:
+    """Names are separated by commas: "one two" is no name, and stderr says so."""
+    write_sound(site, "fake-a", "one")
+    assert "'one two': nothing of that name" in call(*verb, ADEPTML_PLUGINS="one,one two").stderr
+
+
 def test_names_alone_cannot_be_strict() -> None:
     """Nothing is loaded, so nothing could be found wrong: that is a usage error."""
     result = call("list", "--names", "--strict")
@@ -175,7 +206,7 @@ WIDE = "options=(Option('t', 1.0, unit='s', low=0.0, doc='time at which the stat
 WIDE += "args=tuple(Array(f'conductivity_{i}', ('n',), unit='W/m/K', low=0.0) for i in range(3))"
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 140])
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
 @pytest.mark.parametrize("verb", [["list"], ["show", "wide"]])
 def test_tables_fit_the_terminal(
     site: Path, terminal: Callable[[int], None], width: int, verb: list[str]

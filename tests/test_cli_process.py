@@ -95,6 +95,17 @@ def test_core_alone_has_no_solver_of_any_name(run: Run) -> None:
     assert "pip install adeptml-heat1d" in result.stderr
 
 
+@pytest.mark.parametrize("verb", ["check", "validate", "gradcheck"])
+def test_examining_without_numpy_is_a_message(run: Run, verb: str) -> None:
+    """Core without what it depends on: one line of cause, one of mend."""
+    result = run("plugins", verb)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        "error: this needs 'numpy', which is not installed\n       mend: pip install numpy\n"
+    )
+    assert "Traceback" in run("plugins", verb, "--debug").stderr
+
+
 def test_list_and_show_work_without_torch_and_numpy(run: Run, sound: Path) -> None:
     """In an environment that has neither, from another directory."""
     result = run("plugins", "list", path=(sound,))
@@ -171,6 +182,23 @@ def test_a_closed_pipe_is_no_traceback(sound: Path) -> None:
     assert result.stderr == b""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--version"], ["plugins", "list"], ["plugins", "--help"]])
+def test_a_full_disk_is_a_message(arguments: list[str], bare: Path) -> None:
+    """Exit code 1 and one line on stderr, never a traceback."""
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-S", "-m", "adeptml_core", *arguments],
+            env={"PYTHONPATH": str(bare)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert result.stderr == "error: [Errno 28] No space left on device\n"
+
+
 def test_an_odd_encoding_is_no_crash(run: Run, tmp_path: Path) -> None:
     """Text that stdout cannot encode comes out escaped."""
     folder = tmp_path / "plugins"
@@ -215,6 +243,16 @@ def test_solver_names_complete(site: Path, shell: str) -> None:
     ]
 
 
+def test_qualified_names_complete(site: Path) -> None:
+    """Behind a distribution and a slash, its solvers."""
+    write_sound(site, "fake-sound", "sound", "other")
+    kind = get_completion_class("bash")
+    assert kind is not None
+    completion = kind(adeptml, {}, "adeptml", "_ADEPTML_COMPLETE")
+    items = completion.get_completions(["plugins", "show"], "fake-sound/s")
+    assert [item.value for item in items] == ["fake-sound/sound"]
+
+
 PROTOCOL = {
     "bash": ({"COMP_WORDS": "adeptml plugins show sound-", "COMP_CWORD": "3"}, "plain,sound-two\n"),
     "zsh": (
@@ -235,26 +273,40 @@ def test_the_shells_protocol(run: Run, sound: Path, shell: str) -> None:
     assert answer is None or result.stdout == answer
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_bash_completes_for_real(bare: Path, sound: Path, tmp_path: Path) -> None:
-    """The script that ``bash_source`` prints, sourced by bash, completes a solver's name."""
-    command = tmp_path / "adeptml"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -m adeptml_core "$@"\n')
-    command.chmod(0o755)
-    script = (
+SCRIPTS = {
+    "bash": (
         'eval "$(_ADEPTML_COMPLETE=bash_source adeptml)"\n'
         "COMP_WORDS=(adeptml plugins show sound-) COMP_CWORD=3\n"
         "_adeptml_completion adeptml\n"
-        'echo "${COMPREPLY[@]}"\n'
-    )
+        'echo "${COMPREPLY[@]}"\n',
+        "sound-two\n",
+    ),
+    "fish": (
+        "_ADEPTML_COMPLETE=fish_source adeptml | source\n"
+        'complete -C "adeptml plugins show sound-"\n',
+        "sound-two\tfake-sound 1.0\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_shells_complete_for_real(bare: Path, sound: Path, tmp_path: Path, shell: str) -> None:
+    """The script for the shell's start-up file, sourced by it, completes a solver's name."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    command = tmp_path / "adeptml"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -m adeptml_core "$@"\n')
+    command.chmod(0o755)
+    script, answer = SCRIPTS[shell]
     result = subprocess.run(
-        ["bash", "-c", script],
+        [shell, "-c", script],
         env={
             "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": f"{sound}{os.pathsep}{bare}",
+            "HOME": str(tmp_path),
         },
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (result.stdout, result.stderr) == ("sound-two\n", "")
+    assert (result.stdout, result.stderr) == (answer, "")

@@ -27,6 +27,7 @@ FLOORS = {
     "configs": 0,
     "table": 0,
     "describe": 0,
+    "scaffold": 0,
     "solver": 1,
     "derivatives": 1,
     "executors": 1,

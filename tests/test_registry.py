@@ -376,6 +376,47 @@ def test_metadata_that_is_no_text_is_a_problem(site: Path) -> None:
     assert of(info.name)[1][0].code == "P110"
 
 
+def test_entry_points_in_no_encoding_are_a_problem(site: Path) -> None:
+    """Bytes that are no text do not make the plugin vanish."""
+    info = write_distribution(site, "fake-bytes", points={"bytes": "x"})
+    (info / "entry_points.txt").write_bytes(b"[adeptml.solvers]\nbytes = \xff\xfe\n")
+    [problem] = of("fake-bytes")[1]
+    assert problem.code == "P101"
+    assert "UnicodeDecodeError" in problem.message
+
+
+def test_fields_of_the_metadata_in_any_case(site: Path) -> None:
+    """They are email headers, whose names have no case; line ends may be Windows'."""
+    info = write_distribution(
+        site, "fake-case", points={"case": "case"}, modules={"case": light_module("case")}
+    )
+    text = b"metadata-version: 2.1\r\nname: fake-case\r\nVERSION: 1.5\r\n\r\nName: other\r\n"
+    (info / "METADATA").write_bytes(text)
+    [row], problems = of("fake-case")
+    assert (row.entry.version, row.state, problems) == ("1.5", State.READY, [])
+
+
+def test_a_plugin_that_spoils_the_path_harms_nobody(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no text on ``sys.path`` is passed over, as imports do, in this scan and the next."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spoil = "import pathlib, sys\nsys.path[:0] = [None, pathlib.Path('x'), b'y']\n"
+    write_distribution(
+        site,
+        "fake-path",
+        points={"path": "spoilt"},
+        modules={"spoilt": light_module("path", body=spoil, fields="requires=('click',)")},
+    )
+    write_sound(site, "fake-sound", "sound")
+    next(b for b in BROKEN if b.name == "deep").write(site)
+    for _ in range(2):
+        assert of("fake-path")[0][0].state == State.READY
+        assert of("fake-sound")[0][0].state == State.READY
+        assert "fake_deep/inner.py:1" in of("fake-deep")[1][0].message
+        assert registry.unknown_switches() == {}
+
+
 # ---- requirements ------------------------------------------------------------------------------
 
 

@@ -70,6 +70,8 @@ def test_configs_keep_their_fields() -> None:
         "use_vjp",
         "use_split_vjp",
     ]
+    required = [f.default is dataclasses.MISSING for f in dataclasses.fields(MLPConfig)]
+    assert required == [True] * 6
     config = HybridConfig({"net": NET}, {"net": {"Input": None}})
     assert (list(config.models), config.model_inputs) == (["net"], {"net": {"Input": None}})
 
@@ -337,6 +339,20 @@ def test_unknown_activation(field: str) -> None:
     setattr(changed, field, "swsh")
     with pytest.raises(ConfigError, match="swsh"):
         MLP(changed)
+
+
+@pytest.mark.parametrize("value", [None, ["swish"], np.array(["swish", "relu"])])
+def test_activations_that_are_no_name(value: Any) -> None:
+    """Lists and arrays of names as well."""
+    with pytest.raises(ConfigError, match="hidden_activation"):
+        dataclasses.replace(NET, hidden_activation=value)
+
+
+@pytest.mark.parametrize("field", ["use_vjp", "use_split_vjp"])
+def test_flags_that_are_no_flags(field: str) -> None:
+    """``use_vjp="no"`` is not True."""
+    with pytest.raises(ConfigError, match=f"{field}='no' is neither True nor False"):
+        PhysicsConfig(square, square_vjp, **{field: "no"})
 
 
 @pytest.mark.parametrize(
