@@ -147,7 +147,7 @@ def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
         raise InputError(
             f"{solver.name}: x is of type {type(x).__name__}; the operator takes a torch.Tensor"
         )
-    if functorch_is_active() or forward_ad._current_level >= 0:
+    if functorch_is_active() or getattr(forward_ad, "_current_level", 0) >= 0:
         return _transformed(solver, x, args)
     if is_grad_enabled():
         in_args = bool(args) and any(isinstance(a, Tensor) and a.requires_grad for a in args)
