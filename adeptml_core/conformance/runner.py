@@ -44,7 +44,7 @@ from adeptml_core.conformance.records import (
     verdict_of,
 )
 from adeptml_core.conformance.statics import Subject
-from adeptml_core.conformance.surroundings import AT_IMPORT, Watch
+from adeptml_core.conformance.surroundings import AT_IMPORT, Watch, as_it_was
 from adeptml_core.errors import ConfigError, ContractError, Unavailable
 from adeptml_core.spec import SolverSpec
 
@@ -338,13 +338,10 @@ class Run:
         imported = self.watch.changes()
         probe.changes_at_import = {k: v for k, v in imported.items() if k in AT_IMPORT}
         watch = Watch()
-        try:
-            if "options" in self.checks:
-                probe.trials = option_values.tried_first(probe)
-            settle(probe)
-        finally:
-            probe.changes_at_first_call = watch.changes()
-            watch.restore()
+        if "options" in self.checks:
+            probe.trials = option_values.tried_first(probe)
+        settle(probe)
+        probe.changes_at_first_call = watch.changes()
         return probe
 
     def record(self, name: str) -> Record:
@@ -429,6 +426,7 @@ class Run:
             contextlib.redirect_stdout(self.output),
             contextlib.redirect_stderr(self.output),
             warnings.catch_warnings(),
+            as_it_was(),
         ):
             warnings.simplefilter("ignore")
             yield
