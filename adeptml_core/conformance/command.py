@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from adeptml_core.conformance import options as option_text
+from adeptml_core.conformance.isolation import run_isolated
 from adeptml_core.conformance.records import UNAVAILABLE, SolverReport
-from adeptml_core.conformance.runner import Settings, run
+from adeptml_core.conformance.runner import Settings
 from adeptml_core.conformance.statics import Subject
 from adeptml_core.conformance.text import reproduction, solver_lines, summary_line
 from adeptml_core.registry import Problem, Row, State
@@ -80,7 +81,7 @@ def examine(console: Console, request: Request) -> int:
     progress = _Progress() if not console.as_json and sys.stderr.isatty() else None
     width = max((len(subject.name) for subject in subjects), default=0)
     reports = []
-    for report in run(subjects, settings, progress):
+    for report in run_isolated(subjects, settings, progress):
         reports.append(report)
         if progress is not None:
             progress.clear()

@@ -10,9 +10,9 @@ import io
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from adeptml_core.conformance import (
     verdicts,
 )
 from adeptml_core.conformance import settings as option_values
-from adeptml_core.conformance.limits import Budget, Hang
+from adeptml_core.conformance.limits import Budget, Hang, time_limit
 from adeptml_core.conformance.ownership import settle
 from adeptml_core.conformance.probe import Probe
 from adeptml_core.conformance.records import (
@@ -48,7 +48,7 @@ from adeptml_core.conformance.surroundings import AT_IMPORT, Watch, as_it_was
 from adeptml_core.errors import ConfigError, ContractError, Unavailable
 from adeptml_core.spec import SolverSpec
 
-__all__ = ["PARTS", "Check", "Run", "Settings", "check_ids", "checks_of", "run"]
+__all__ = ["PARTS", "Check", "Run", "Settings", "check_ids", "checks_of"]
 
 PARTS = ("static", "contract", "gradient")
 GROUND = ("example", "results")
@@ -117,10 +117,6 @@ class Settings:
     limit: float = 60.0
     dtype: str | None = None
     directions: int | None = None
-
-
-Progress = Callable[[str, str, int, int], None]
-"""``progress(solver, check title, number, of how many)``, called before each check."""
 
 
 def _static(spec: SolverSpec) -> Iterator[Check]:
@@ -308,14 +304,30 @@ class Run:
     ----------
     subject : Subject
     wanted : Settings, optional
+    output : text stream, optional
+        Takes what the solver prints; None: the report does.
+
+    Attributes
+    ----------
+    begun, ended : callable
+        Called with each `Check` as it begins, with each `Record` as it ends; a check that asks for
+        the record of another one ends after it.
     """
 
-    def __init__(self, subject: Subject, wanted: Settings | None = None) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        wanted: Settings | None = None,
+        *,
+        output: IO[str] | None = None,
+    ) -> None:
         self.subject = subject
         self.settings = wanted or Settings()
+        self.begun: Callable[[Check], object] = lambda check: None
+        self.ended: Callable[[Record], object] = lambda record: None
         self.checks = {check.id: check for check in checks_of(subject.spec, self.settings)}
         self.budget = Budget(self.settings.budget)
-        self.output = io.StringIO()
+        self.output: IO[str] = output or io.StringIO()
         self.unavailable = ""
         self.hang = ""
         self.watch = Watch()
@@ -323,7 +335,7 @@ class Run:
 
     @functools.cached_property
     def probe(self) -> Probe:
-        """The solver under examination, after its very first calls."""
+        """The solver under examination, not called yet."""
         probe = Probe(
             self.subject.spec,
             _options_for(self.subject.spec, self.settings.options.get(self.subject.spec.name, {})),
@@ -333,11 +345,17 @@ class Run:
             distribution=self.subject.distribution,
             version=self.subject.version,
         )
-        for role in self.subject.declared():
-            probe.solver.function(role)
+        with time_limit(self.settings.limit, f"importing {self.subject.spec.name}"):
+            for role in self.subject.declared():
+                probe.solver.function(role)
         imported = self.watch.changes()
         probe.changes_at_import = {k: v for k, v in imported.items() if k in AT_IMPORT}
-        watch = Watch()
+        return probe
+
+    @functools.cached_property
+    def settled_probe(self) -> Probe:
+        """The solver under examination, after its very first calls."""
+        probe, watch = self.probe, Watch()
         if "options" in self.checks:
             probe.trials = option_values.tried_first(probe)
         settle(probe)
@@ -348,6 +366,7 @@ class Run:
         """Return the record of the check called `name`, run now if it has not run yet."""
         if name not in self._records:
             check = self.checks[name]
+            self.begun(check)
             started = time.perf_counter()
             finding = self._expected(check, self._finding(check))
             self._records[name] = Record(
@@ -358,6 +377,7 @@ class Run:
                 finding.data,
                 time.perf_counter() - started,
             )
+            self.ended(self._records[name])
         return self._records[name]
 
     def _finding(self, check: Check) -> Finding:
@@ -397,12 +417,9 @@ class Run:
 
     def _run(self, check: Check) -> Finding:
         """Run one check; whatever the solver does, there is a finding."""
-        subject: Any = self.subject
         try:
             with self._contained():
-                if check.part != "static":
-                    subject = self.probe
-                return check.function(subject)
+                return self._called(check)
         except Unavailable as error:
             self.unavailable = error.reason
             return skipped(f"unavailable: {error.reason}")
@@ -418,6 +435,14 @@ class Run:
             raise
         except BaseException as error:
             return _raised(error)
+
+    def _called(self, check: Check) -> Finding:
+        if check.id == "example":
+            return check.function(self.probe)
+        if check.part != "static":
+            return check.function(self.settled_probe)
+        with time_limit(self.settings.limit, f"importing {self.subject.spec.name}"):
+            return check.function(self.subject)
 
     @contextlib.contextmanager
     def _contained(self) -> Iterator[None]:
@@ -446,17 +471,9 @@ class Run:
             )
         return finding
 
-    def report(self, progress: Progress | None = None) -> SolverReport:
-        """Run all checks and return the report."""
-        total = len(self.checks)
-        for number, (name, check) in enumerate(self.checks.items(), start=1):
-            if progress is not None:
-                progress(self.subject.name or self.subject.spec.name, check.title, number, total)
-            self.record(name)
-        return self._reported()
-
-    def _reported(self) -> SolverReport:
-        records = tuple(self._records[name] for name in self.checks)
+    def report(self) -> SolverReport:
+        """Run all checks that have not run yet, and return the report."""
+        records = tuple(self.record(name) for name in self.checks)
         probe = self.__dict__.get("probe")
         return SolverReport(
             name=self.subject.name or self.subject.spec.name,
@@ -470,7 +487,7 @@ class Run:
             calls=probe.calls if probe else 0,
             tolerance=self.subject.spec.tolerance,
             options=probe.solver.options if probe else {},
-            output=self.output.getvalue(),
+            output=self.output.getvalue() if isinstance(self.output, io.StringIO) else "",
         )
 
 
@@ -498,11 +515,3 @@ def _options_for(spec: SolverSpec, given: Mapping[str, object]) -> dict[str, obj
             settings = " ".join(f"--option {name}=..." for name in missing)
             raise Unavailable(f"needs a value for {', '.join(missing)}: {settings}") from error
         raise
-
-
-def run(
-    subjects: Iterable[Subject], wanted: Settings | None = None, progress: Progress | None = None
-) -> Iterator[SolverReport]:
-    """Yield the report of each solver as soon as it is finished."""
-    for subject in subjects:
-        yield Run(subject, wanted).report(progress)

@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ __all__ = ["WATCHED", "Watch", "as_it_was", "check_global_state_is_kept", "check
 
 THREADS = 4
 SECONDS = 0.4
+PATIENCE = 10.0  # seconds for the calls that are under way when time is up
 SWITCH_INTERVAL = 1e-5  # seconds between switches of the interpreter: races show sooner
 CALLS = 3
 
@@ -94,7 +96,7 @@ WATCHED: dict[str, Thing] = {
     "numpy's global random state": Thing(
         np.random.get_state, np.random.set_state, lambda value: _digest([str(v) for v in value])
     ),
-    "python's random state": Thing(random.getstate, random.setstate, lambda value: _digest(value)),
+    "python's random state": Thing(random.getstate, random.setstate, _digest),
     "the working directory": Thing(os.getcwd, os.chdir),
     "the environment variables": Thing(lambda: dict(os.environ), _set_environment),
     "jax's x64 flag": Thing(_jax_x64, _set_jax_x64),
@@ -161,7 +163,7 @@ def as_it_was() -> Iterator[None]:
     them would show no change where they stand at that very seed.
     """
     watch = Watch()
-    np.random.random()  # noqa: NPY002 - the legacy state is what is watched
+    np.random.random()
     random.random()
     try:
         yield
@@ -236,8 +238,17 @@ def check_threads_agree(probe: Probe) -> Finding:
             thread.start()
         stop.wait(duration)
         stop.set()
+        deadline = time.monotonic() + min(probe.limit, PATIENCE)
         for thread in threads:
-            thread.join(timeout=probe.limit)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+    stuck = sum(thread.is_alive() for thread in threads)
+    if stuck:
+        return failed(
+            f"called from {THREADS} threads at once, {stuck} calls never come back: a lock that is "
+            f"taken and not given back, or a thread that only the main one can be.\n{ADVICE}",
+            got=f"{stuck} of {THREADS} threads stuck",
+            expected="results",
+        )
     if errors:
         return failed(
             f"called from {THREADS} threads at once, the solver raises "
