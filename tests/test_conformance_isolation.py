@@ -133,7 +133,7 @@ def test_whatever_a_solver_does_is_reported_and_the_next_one_follows(tmp_path: P
     for name, (source, _, _) in MISBEHAVIOUR.items():
         write_solver(tmp_path, name, source)
     write_solver(tmp_path, "sound", "")
-    result = check(tmp_path, *MISBEHAVIOUR, "sound", "--json", "--limit", "0.5")
+    result = check(tmp_path, *MISBEHAVIOUR, "sound", "--json", "--limit", "2")
     assert result.returncode == 1, result.stderr
     solvers = {solver["name"]: solver for solver in json.loads(result.stdout)["solvers"]}
     assert list(solvers) == [*MISBEHAVIOUR, "sound"]
