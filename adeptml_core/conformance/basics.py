@@ -19,6 +19,8 @@ __all__ = [
 ROWS = 64  # enough to meet a sample that is refused one time in twenty
 CONDITION = 100.0  # times the effect of rounding the inputs to float32
 PRECISION = 1e-3
+FINE, COARSE = 2.0**-32, 2.0**-18  # relative: below and above what float32 resolves (2^-24)
+STILL = 0.9  # of the entries
 DIGITS = 0.5  # of the entries must be nonzero for their digits to say anything
 
 
@@ -159,20 +161,62 @@ def check_precision_is_kept(probe: Probe) -> Finding:
 
 
 def _digits(probe: Probe, inputs: Inputs, rng: np.random.Generator) -> Finding | None:
-    """Tell whether float64 results carry only the digits of float32: cast inside, and back."""
+    """Tell whether a float64 gradient is computed in float32 somewhere: cast inside, and back."""
     y, pullback = probe.linearize(inputs)
-    pulled = pullback(cotangent_for(y, rng))
-    y_is_coarse = _has_float32_digits(y)
+    y = np.array(y)
+    g = cotangent_for(y, rng)
+    pulled = [None if v is None else np.array(v) for v in pullback(g)]
+    if _has_float32_digits(y) or not probe.spec.deterministic:
+        return None
+    fine = [None if v is None else np.array(v) for v in pullback(g * (1 + FINE))]
+    for index, (value, moved) in enumerate(zip(pulled, fine, strict=True)):
+        if value is None:
+            continue
+        if _has_float32_digits(value):
+            return _coarse(probe, index, "it has only the digits of float32")
+        if _still(value, moved):
+            return _coarse(probe, index, "it does not see the last digits of the cotangent")
+    return _sees_inputs(probe, inputs, y, g, pulled)
+
+
+def _sees_inputs(probe: Probe, inputs: Inputs, y: Any, g: Any, pulled: list[Any]) -> Finding | None:
+    """Nudge all inputs by less than float32 resolves, then by more: what moves only then is cast.
+
+    Only where y itself moves at once: a solver that is in float32 altogether is what it is.
+    """
+    answers = []
+    for nudge in (FINE, COARSE):
+        moved = tuple(
+            probe.inside(i, v * (1 + nudge), v.dtype) if v.dtype.kind == "f" else v
+            for i, v in enumerate(inputs)
+        )
+        moved_y, pullback = probe.linearize(moved)
+        moved_y = np.array(moved_y)
+        answers.append([moved_y, *(None if v is None else np.array(v) for v in pullback(g))])
+    if _still(y, answers[0][0]):
+        return None
     for index, value in enumerate(pulled):
-        if value is not None and _has_float32_digits(value) and not y_is_coarse:
-            return failed(
-                f"the gradient of {probe.title(index)} has only the digits of float32, though all "
-                "inputs are float64: it is cast on the way. Keep the dtype of x throughout.",
-                array=probe.name(index),
-                expected="float64",
-                got="float32",
-            )
+        fine, coarse = (answer[1 + index] for answer in answers)
+        if value is not None and _still(value, fine) and not _still(value, coarse):
+            return _coarse(probe, index, "it does not see the last digits of the inputs")
     return None
+
+
+def _still(first: Any, second: Any) -> bool:
+    """Tell whether the entries that are not zero have stayed the same, nearly all of them."""
+    telling = first != 0
+    return bool(telling.any() and (first == second)[telling].mean() > STILL)
+
+
+def _coarse(probe: Probe, index: int, what: str) -> Finding:
+    return failed(
+        f"the gradient of {probe.title(index)} is computed in float32, though all inputs are "
+        f"float64: {what}. Keep the dtype of x throughout.\n"
+        f"look at: casts and arrays made without a dtype in {probe.where()}",
+        array=probe.name(index),
+        expected="float64",
+        got="float32",
+    )
 
 
 def _has_float32_digits(value: Any) -> bool:

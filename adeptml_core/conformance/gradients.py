@@ -26,7 +26,14 @@ import numpy as np
 from adeptml_core.conformance import points as drawing
 from adeptml_core.conformance.differences import Sweep, estimate, sweep
 from adeptml_core.conformance.jacobian import Block, compare
-from adeptml_core.conformance.judgement import Judgement, Roughness, judge, retried, roughness
+from adeptml_core.conformance.judgement import (
+    Judgement,
+    Roughness,
+    judge,
+    retried,
+    roughness,
+    without_derivative,
+)
 from adeptml_core.conformance.lines import Bench, CallBench, Floats, Lines, RowBench, make_lines
 from adeptml_core.conformance.probe import Inputs, Probe
 
@@ -336,6 +343,10 @@ def _confirm(examined: Examination) -> None:
     again = retried(
         examined.bench, lines, weights, first, examined.tolerance, examined.typical
     ).suspect
+    if again.any():
+        torn = again & without_derivative(examined.bench, lines, weights, first)
+        judged.kinked[suspects] |= torn
+        again &= ~torn
     rough = np.zeros_like(again)
     for column in np.flatnonzero(again.any(axis=0)):
         found = roughness(examined.bench, lines, weights[:, column])
@@ -444,7 +455,7 @@ def _whole_jacobian(examined: Examination, rng: np.random.Generator) -> None:
 
 
 def _without_jumps(examined: Examination, block: Block) -> Block:
-    """Return `block` with those entries cleared that jumps of the value explain."""
+    """Return `block` with those entries cleared that jumps or a missing derivative explain."""
     lines = np.flatnonzero(block.wrong.any(axis=0))
     made = make_lines(
         examined.bench,
@@ -453,6 +464,9 @@ def _without_jumps(examined: Examination, block: Block) -> Block:
         block.inputs[lines] * examined.scale,
     )
     error = block.returned - block.measured
+    part = Judgement(*(getattr(block.judgement, name)[lines] for name in Judgement.__annotations__))
+    weights = np.broadcast_to(block.outputs, (len(lines), *block.outputs.shape))
+    block.wrong[:, lines] &= ~without_derivative(examined.bench, made, weights, part).T
     for number, line in enumerate(lines):
         for output in np.flatnonzero(block.wrong[:, line])[:8]:
             one = made.some(np.array([number]))

@@ -87,6 +87,8 @@ class Probe:
         Whether rows must not be stacked: declared so, or found so.
     noise : float, optional
         The relative noise of the solver's values, once it has been measured.
+    first_inputs : tuple of ndarray, optional
+        Where the solver was linearised for the very first time: what it keeps, it has from there.
     trials : list
         What the solver did with other options, before it was called with these.
     changes_at_import, changes_at_first_call : dict
@@ -115,6 +117,7 @@ class Probe:
         self.writes_inputs = ""
         self.coupled = not spec.row_independent
         self.noise: float | None = None
+        self.first_inputs: Inputs | None = None
         self.trials: list[Any] = []
         self.changes_at_import: dict[str, tuple[Any, Any]] = {}
         self.changes_at_first_call: dict[str, tuple[Any, Any]] = {}
@@ -202,6 +205,8 @@ class Probe:
 
     def linearize(self, inputs: Inputs) -> tuple[AnyArray, Pullback]:
         """Return y and the pullback, whose calls are limited as well."""
+        if self.first_inputs is None:
+            self.first_inputs = tuple(np.array(value) for value in inputs)
         with self._call("forward", len(inputs[0])):
             y, pullback = self.solver.linearize(*inputs)
 

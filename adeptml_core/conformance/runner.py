@@ -177,7 +177,11 @@ def _contract(spec: SolverSpec) -> Iterator[Check]:
         "pullback-linear", "linear in the cotangent", pullbacks.check_pullback_is_linear, *STEADY
     )
     yield check(
-        "rows-independent", "rows are independent", batches.check_rows_are_independent, *STEADY
+        "rows-independent",
+        "rows are independent",
+        batches.check_rows_are_independent,
+        *STEADY,
+        "pullback-linear",
     )
     yield check(
         "batch-sizes",

@@ -126,7 +126,7 @@ def _failed(examined: Examination) -> Finding:
         data["point"] = examined.labels[wrong[0][0]]
         data["step"] = float(examined.judged.step[tuple(wrong[0])])
     index = expected = got = None
-    if entry is not None:
+    if entry is not None and entry.relative > examined.tolerance:
         index, expected, got = entry.index, entry.expected, entry.returned
         data |= {"relative_error": entry.relative, "bar": entry.bar, "output": entry.output}
         output = f" of y{list(entry.output)}" if entry.output else ""
