@@ -26,6 +26,7 @@ probe                 the solver under examination: calls counted, inputs drawn 
 runner                which checks run, in which order
 isolation, worker     one process for each solver: this side, and the far side
 records, text, page   findings; as text, as a page
+curves, plot          step sweeps, and their pictures
 ====================  =====================================================================
 
 Nothing here imports torch.

@@ -256,14 +256,14 @@ def _of_the_first_call(examined: Examination) -> Reading | None:
     if first is None or not examined.wrong.any():
         return None
     bench = CallBench(examined.probe, [examined.probe.cast(first, examined.bench.dtype)])
-    rng = examined.probe.rng("first call")
     size = bench.base(examined.index).shape[1]
-    core = np.resize(examined.scale, size)  # the spread of each row is that of any other
-    lines = make_lines(
-        bench, examined.index, np.zeros(3, np.intp), rng.standard_normal((3, size)) * core
-    )
+    # Along the lines and with the cotangents that showed the fault, repeated for every row.
+    shown = np.argwhere(examined.wrong)[:3]
+    direction = np.stack([np.resize(examined.lines.direction[line], size) for line, _ in shown])
+    lines = make_lines(bench, examined.index, np.zeros(len(shown), np.intp), direction)
     measured = sweep(bench, lines)
-    weights = rng.standard_normal((3, 1, measured.value.shape[1]))
+    m = measured.value.shape[1]
+    weights = np.stack([np.resize(examined.weights[tuple(at)], (1, m)) for at in shown])
     slope, bar, _ = estimate(measured, weights).best()
     pulled = bench.pull(lines, weights) * lines.direction[:, None, :]
     allowed = SAME * 1e-3 * np.sqrt((pulled**2).sum(-1)) + BARS * bar

@@ -44,6 +44,7 @@ EXAMPLES = 8
 COTANGENTS = 4
 SPARSE = 0.25  # part of the components that a sparse direction or cotangent has
 RETRIED = 12  # suspect lines that are measured again; more would not change the verdict
+RETRIED_BY_CALL = 4  # ... where each evaluation is a call
 SCANNED = 256
 WORST = 6
 ROUNDINGS = 64.0
@@ -336,6 +337,8 @@ def _confirm(examined: Examination) -> None:
     """Measure the suspects again, and set aside what jumps of the value explain."""
     judged = examined.judged
     suspects = _worst_lines(judged.suspect, judged)
+    if isinstance(examined.bench, CallBench):
+        suspects = suspects[:RETRIED_BY_CALL]
     if not len(suspects):
         return
     lines, weights = examined.lines.some(suspects), examined.weights[suspects]

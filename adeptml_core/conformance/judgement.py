@@ -217,7 +217,7 @@ def without_derivative(bench: Bench, lines: Lines, weights: Floats, judged: Judg
 
     There the function has no derivative, though it may have a slope along every line: a limiter
     where all its arguments vanish, ``|x| cos(3 phi)`` at the origin. Its bend along a line may well
-    be zero; but a sum that is off by about as much as the gradient excuses the gradient.
+    be zero, but a sum that is clearly off leaves no derivative to judge by.
     """
     rng = bench.probe.rng("additive")
     size = np.abs(lines.direction).max(axis=1, keepdims=True)

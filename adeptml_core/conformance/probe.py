@@ -91,6 +91,8 @@ class Probe:
         Where the solver was linearised for the very first time: what it keeps, it has from there.
     trials : list
         What the solver did with other options, before it was called with these.
+    curves : list of dict
+        The step sweeps behind each gradient that was examined, for plots.
     changes_at_import, changes_at_first_call : dict
         Global state that changed then: (before, after) by name.
     """
@@ -119,6 +121,7 @@ class Probe:
         self.noise: float | None = None
         self.first_inputs: Inputs | None = None
         self.trials: list[Any] = []
+        self.curves: list[dict[str, Any]] = []
         self.changes_at_import: dict[str, tuple[Any, Any]] = {}
         self.changes_at_first_call: dict[str, tuple[Any, Any]] = {}
         self._timings: dict[int, list[float]] = {}

@@ -493,6 +493,7 @@ class Run:
             calls=probe.calls if probe else 0,
             tolerance=self.subject.spec.tolerance,
             options=probe.solver.options if probe else {},
+            curves=tuple(probe.curves) if probe else (),
             output=self.output.getvalue() if isinstance(self.output, io.StringIO) else "",
         )
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from adeptml_core.conformance.curves import curve_of
 from adeptml_core.conformance.diagnosis import diagnose, locate
 from adeptml_core.conformance.gradients import Examination, examine
 from adeptml_core.conformance.probe import Probe
@@ -27,6 +28,7 @@ def check_gradient(
     dtype = np.dtype(dtype)
     examined = examine(probe, index, dtype, directions=directions, thorough=dtype == probe.dtype)
     finding = finding_of(examined)
+    probe.curves.append(curve_of(examined, str(finding.status)))
     if dtype != probe.dtype and finding.status == "inconclusive":
         return skipped(f"{finding.message} Decided in {probe.dtype}.", **dict(finding.data))
     return finding
