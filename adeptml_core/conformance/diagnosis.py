@@ -10,7 +10,7 @@ Three readings of the same measurements, from the most to the least certain:
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from adeptml_core.conformance.differences import estimate, sweep
 from adeptml_core.conformance.gradients import Examination, tolerance_of
-from adeptml_core.conformance.jacobian import Block, compare
+from adeptml_core.conformance.jacobian import Block, compare, groups
 from adeptml_core.conformance.judgement import BARS
 from adeptml_core.conformance.lines import CallBench, Floats, make_lines
 from adeptml_core.conformance.records import Diagnosis
@@ -27,6 +27,7 @@ __all__ = ["Entry", "Reading", "diagnose", "factor_name", "locate", "ratio_of"]
 
 SAME = 1e-3  # relative: two gradients that agree so are the same, for a diagnosis
 ACCURATE = 0.02  # probes measured worse than this say nothing about the kind of fault
+FOLDED = 16  # groups of inputs and outputs, to look for a transpose
 RELATED = 0.3  # correlation above which most of the gradient is there and a part is missing
 
 
@@ -330,11 +331,12 @@ def _regime(examined: Examination) -> Reading | None:
 
 
 def _transposed(examined: Examination) -> Reading | None:
-    for block in examined.blocks:
+    for block in (*examined.blocks, *_folded(examined)):
         J, R = _in_units(block)
-        square = J.shape[0] == J.shape[1] and block.is_full and len(J) > 1
-        if not square or not np.isfinite(R).all():
+        if J.shape[0] != J.shape[1] or len(J) < 2 or not np.isfinite(R).all():
             continue
+        if not block.is_full and not np.array_equal(block.inputs, block.outputs):
+            continue  # random groups that differ: a transpose does not show in it
         size, off = np.linalg.norm(J), np.linalg.norm(R - J)
         # The bars of J rule how well two matrices can agree.
         noise = np.linalg.norm(np.where(np.isfinite(block.bar), block.bar, size))
@@ -348,9 +350,32 @@ def _transposed(examined: Examination) -> Reading | None:
     return None
 
 
+def _folded(examined: Examination) -> Iterator[Block]:
+    """Yield a large square Jacobian with inputs and outputs in the same groups: ``G J G.T``.
+
+    Compressed so, the transpose is the transpose of the compressed one.
+    """
+    n, m = len(examined.scale), examined.measured.value.shape[1]
+    if n != m or any(block.is_full for block in examined.blocks) or not examined.blocks:
+        return
+    unit = np.full(n, np.exp(np.mean(np.log(np.maximum(np.abs(examined.scale), 1e-300)))))
+    rng = examined.probe.rng("folded")
+    grouped = groups(n, FOLDED, rng)
+    yield compare(
+        examined.bench,
+        examined.index,
+        examined.blocks[0].point,
+        unit,
+        rng,
+        examined.tolerance,
+        inputs=grouped,
+        outputs=grouped,
+    )
+
+
 def _in_units(block: Block) -> tuple[Floats, Floats]:
-    """Return (measured, returned) with the units of the inputs taken out, for full blocks."""
-    units = np.abs(block.directions).sum(axis=1)
+    """Return (measured, returned) with the units of the inputs taken out."""
+    units = np.abs(block.directions).max(axis=1, initial=0.0)
     units = np.where(units > 0, units, 1.0)
     return block.measured / units, block.returned / units
 
@@ -370,8 +395,6 @@ def _structure(examined: Examination) -> Reading | None:
         if not (whole_rows or whole_columns):
             continue
         if wrong.sum() == 1 and not _is_boundary(block, outputs, inputs, there):
-            return _single(block)
-        if wrong.sum() <= 2 and not block.is_full:
             return _single(block)
         return _lines_reading(block, outputs, inputs, rows=whole_rows)
     return None

@@ -198,9 +198,11 @@ def _affordable(bench: Bench, lines: int, n: int, points: int) -> int:
     most = max(4, MOST_VALUES // (evaluations * max(n, 1)))
     share = min(probe.budget.left(), 60.0) / (4 * max(1, sum(probe.spec.differentiable)))
     if isinstance(bench, CallBench):
-        one = evaluations * probe.seconds(len(bench.points[0][0]))
+        rows = len(bench.points[0][0])
+        one = evaluations * probe.seconds(rows) + COTANGENTS * probe.pull_seconds(rows)
     else:
         one = evaluations * max(0.0, probe.seconds(2) - probe.seconds(1))
+        one += COTANGENTS * max(0.0, probe.pull_seconds(2) - probe.pull_seconds(1))
     return min(lines, most, max(4, int(share / one)) if one > 0 else most)
 
 
@@ -389,7 +391,9 @@ def _scan(examined: Examination, rng: np.random.Generator) -> None:
     ):
         return
     rows = min(SCANNED, MOST_VALUES // (64 * max(1, len(examined.scale))))
-    if probe.seconds(11 * rows) > min(2.0, probe.budget.left() / 4):
+    if probe.seconds(11 * rows) + probe.pull_seconds(COTANGENTS * rows) > min(
+        2.0, probe.budget.left() / 4
+    ):
         rows = 32
     base = probe.cast(probe.examples("scan", EXAMPLES), bench.dtype)
     stack = drawing.corners(probe, base, rng, bench.dtype, rows)

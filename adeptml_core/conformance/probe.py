@@ -125,6 +125,7 @@ class Probe:
         self.changes_at_import: dict[str, tuple[Any, Any]] = {}
         self.changes_at_first_call: dict[str, tuple[Any, Any]] = {}
         self._timings: dict[int, list[float]] = {}
+        self._pull_timings: dict[int, list[float]] = {}
         self._first_and_later: list[dict[int, list[float]]] = [self._timings]
         self._sizes: dict[str, int] = {}
 
@@ -214,8 +215,11 @@ class Probe:
             y, pullback = self.solver.linearize(*inputs)
 
         def limited(cotangent: AnyArray) -> tuple[AnyArray | None, ...]:
+            started = time.perf_counter()
             with self._call("pullback"):
-                return pullback(cotangent)
+                pulled = pullback(cotangent)
+            self._pull_timings.setdefault(len(y), []).append(time.perf_counter() - started)
+            return pulled
 
         return y, limited
 
@@ -236,12 +240,11 @@ class Probe:
 
     def seconds(self, rows: int) -> float:
         """Return what a forward of that many rows will take, judged by those seen so far."""
-        seen = {n: min(times) for n, times in self._timings.items()}
-        if not seen:
-            return 0.0
-        few, many = min(seen), max(seen)
-        slope = max(0.0, (seen[many] - seen[few]) / (many - few)) if many > few else 0.0
-        return max(seen[few] + slope * (rows - few), min(seen.values()))
+        return _expected(self._timings, rows)
+
+    def pull_seconds(self, rows: int) -> float:
+        """Return what a pullback of that many rows will take, judged by those seen so far."""
+        return _expected(self._pull_timings, rows)
 
     @property
     def compiles(self) -> bool:
@@ -454,6 +457,15 @@ class Probe:
             else np.array(value, np.float64)[:count].reshape(count, -1)
             for i, value in enumerate(pulled)
         )
+
+
+def _expected(timings: Mapping[int, list[float]], rows: int) -> float:
+    seen = {n: min(times) for n, times in timings.items()}
+    if not seen:
+        return 0.0
+    few, many = min(seen), max(seen)
+    slope = max(0.0, (seen[many] - seen[few]) / (many - few)) if many > few else 0.0
+    return max(seen[few] + slope * (rows - few), min(seen.values()))
 
 
 def _joined(parts: list[tuple[AnyArray | None, ...]]) -> tuple[AnyArray | None, ...]:

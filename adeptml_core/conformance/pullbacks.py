@@ -27,7 +27,7 @@ ROUNDING = {"float64": 1e-9, "float32": 1e-4}
 
 LINEAR = {"float64": 1e-6, "float32": 1e-3}
 EPS = 64.0  # roundings that the order of a sum may cost
-FRESH_BATCHES = (3, 5, 9)  # shapes that no other check uses, so that a cache by shape is empty
+SMALL = 3  # rows; its multiples are batch sizes that no other check uses
 
 
 def _tolerance(probe: Probe, table: dict[str, float]) -> float:
@@ -97,21 +97,19 @@ def _late(pullback: Pullback, g: Any, early: list[Any]) -> tuple[float, int]:
 def _cached(probe: Probe) -> Finding | None:
     """Look for results that are kept from a call with other inputs.
 
-    A point is met after another one of the same shape; then the same rows again, in a batch of a
-    size that nothing was called with before, where no cache can have an answer. Between the two
-    points all inputs differ, and then one alone: a key may lack just that one.
+    A point is met after another one of the same shape; then the same rows again, repeated to a
+    batch of a size that nothing was called with before, where no cache can have an answer. Between
+    the two points all inputs differ, and then one alone: a key may lack just that one.
     """
     if probe.coupled or not probe.spec.deterministic or probe.compiles:
         return None
-    small, large, other = FRESH_BATCHES
-    first = probe.examples("fresh first", other)
-    second = probe.examples("fresh second", other)
-    size = probe.forward(probe.take(second, slice(1)))[0].size
-    g = probe.rng("fresh").standard_normal((other, size))
+    first, later = (probe.examples(f"fresh {which}", SMALL) for which in ("first", "later"))
+    size = probe.forward(probe.take(first, slice(1)))[0].size
+    g = probe.rng("fresh").standard_normal((SMALL, size))
     alone = [i for i in range(len(first)) if len(first) > 1 and probe.is_stacked(i)]
     for number, index in enumerate([None, *alone]):
-        later = second if index is None else _with(first, index, second[index])
-        finding = _cached_between(probe, first, later, g, index, (small, large + 2 * number))
+        changed = later if index is None else _with(first, index, later[index])
+        finding = _cached_between(probe, first, changed, g, index, 2 + 2 * number)
         if finding is not None:
             return finding
     return None
@@ -127,15 +125,17 @@ def _cached_between(
     later: Inputs,
     g: Any,
     index: int | None,
-    batches: tuple[int, int],
+    times: int,
 ) -> Finding | None:
-    small, fresh = batches
-    came_first = _rows_of(probe, probe.take(first, slice(small)), g, small)
-    came_second = _rows_of(probe, probe.take(later, slice(small)), g, small)
-    rows = np.arange(fresh) % len(g)
-    again = [_rows_of(probe, probe.take(p, rows), g[rows], small) for p in (first, later)]
+    came_first, came_second = (_rows_of(probe, point, g) for point in (first, later))
+    # Repeated as a whole, the rows keep the company they have: a maximum or mean over the batch,
+    # which is another check's affair, stays the same.
+    again = [
+        _rows_of(probe, probe.take(point, np.tile(np.arange(SMALL), n)), np.tile(g, (n, 1)))
+        for n, point in ((times, first), (times + 1, later))
+    ]
     if _furthest(came_first, again[0]) > 1e-6:
-        return None  # it is the size of the batch that matters: another check says so
+        return None
     worst = _furthest(came_second, again[1])
     if within(probe, worst, 1e-6):
         return None
@@ -153,12 +153,12 @@ def _cached_between(
     )
 
 
-def _rows_of(probe: Probe, inputs: Inputs, g: Any, rows: int) -> list[Any]:
+def _rows_of(probe: Probe, inputs: Inputs, g: Any) -> list[Any]:
     """Return the first rows of y and of all cotangents that have rows."""
     y, pullback = probe.linearize(inputs)
-    pulled = pullback(g[: len(y)].astype(y.dtype).reshape(y.shape))
+    pulled = pullback(g.astype(y.dtype).reshape(y.shape))
     stacked = [v for i, v in enumerate(pulled) if v is not None and probe.is_stacked(i)]
-    return [np.array(v[:rows]) for v in (y, *stacked)]
+    return [np.array(v[:SMALL]) for v in (y, *stacked)]
 
 
 def _furthest(first: list[Any], second: list[Any]) -> float:

@@ -191,7 +191,11 @@ def _contract(spec: SolverSpec) -> Iterator[Check]:
         "rows-independent",
     )
     yield check(
-        "shared-args", "shared args sum", batches.check_shared_args_sum_their_batch, *STEADY
+        "shared-args",
+        "shared args sum",
+        batches.check_shared_args_sum_their_batch,
+        *STEADY,
+        *(f"gradient.{a.name}" for a in spec.args if a.differentiable),
     )
     yield check("global-state", "global state is kept", surroundings.check_global_state_is_kept)
     yield check("special-values", "special values", ranges.check_special_values_are_finite)
@@ -413,8 +417,12 @@ class Run:
             cause = name in self.checks and self.record(name)
             if not cause or cause.status not in (Status.FAILED, Status.EXPECTED_FAILURE):
                 continue
-            # Wrong options explain a wrong gradient only where a cache mixes them up.
-            if name == "options" and cause.data.get("diagnosis") != Diagnosis.STALE_STATE:
+            diagnosis = cause.data.get("diagnosis")
+            # Wrong options explain a wrong gradient only where a cache mixes them up;
+            if name == "options" and diagnosis != Diagnosis.STALE_STATE:
+                continue
+            # a wrong gradient explains wrong sums only where it is another array's.
+            if check.id == "shared-args" and name not in STEADY and diagnosis != Diagnosis.ARG:
                 continue
             return skipped(f"{finding.status} as well, as it must: see '{name}'")
         return finding

@@ -52,8 +52,8 @@ pre { background: var(--code); border-radius: 6px; padding: .8rem 1rem; overflow
 details { border-top: 1px solid var(--rule); margin-top: .9rem; padding-top: .7rem; }
 summary { cursor: pointer; font-size: .92rem; color: var(--soft); }
 summary:hover { color: var(--ink); }
-div.grid { margin-top: .7rem; display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr));
-  gap: 1rem 1.4rem; }
+div.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr));
+  gap: 1rem 1.4rem; margin-top: .7rem; }
 .legend { color: var(--soft); font-size: .84rem; max-width: 50rem; }
 .legend i { display: inline-block; width: 1.5rem; height: 0; border-top: 2px solid var(--line);
   vertical-align: middle; margin: 0 .15rem; }

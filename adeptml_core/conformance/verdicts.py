@@ -19,6 +19,7 @@ QUANTILE = 0.3
 CLEARLY = 10.0
 TINY = 1e-200
 SLOPE_ERRORS, SLOPE_TOLERANCES = 10.0, 30.0
+FEW, MOST_AGREE = 8, 0.8  # probes that can see a factor, and how many of them must show it
 
 
 def check_gradient(
@@ -110,7 +111,13 @@ def _slope_is_off(examined: Examination) -> bool:
         return False
     slope = float(p @ q / (q @ q))
     error = float(np.sqrt(np.sum((p - slope * q) ** 2) / (len(p) - 1) / (q @ q)))
-    return abs(slope - 1) > SLOPE_ERRORS * error + SLOPE_TOLERANCES * examined.tolerance
+    if abs(slope - 1) <= SLOPE_ERRORS * error + SLOPE_TOLERANCES * examined.tolerance:
+        return False
+    # A factor shows wherever it can be seen; a few probes with too small a bar are no factor.
+    clear = np.abs(judged.slope[good]) * abs(slope - 1) > 3 * judged.bar[good]
+    ratio = judged.claimed[good][clear] / judged.slope[good][clear] - 1
+    agree = (ratio > 0.3 * (slope - 1)) if slope > 1 else (ratio < 0.3 * (slope - 1))
+    return len(ratio) >= FEW and bool(agree.mean() > MOST_AGREE)
 
 
 def _failed(examined: Examination) -> Finding:
