@@ -28,6 +28,7 @@ __all__ = ["Entry", "Reading", "diagnose", "factor_name", "locate", "ratio_of"]
 SAME = 1e-3  # relative: two gradients that agree so are the same, for a diagnosis
 ACCURATE = 0.02  # probes measured worse than this say nothing about the kind of fault
 FOLDED = 16  # groups of inputs and outputs, to look for a transpose
+SPARSE = 0.7  # part of the entries: of a full Jacobian the pattern says nothing
 RELATED = 0.3  # correlation above which most of the gradient is there and a part is missing
 
 
@@ -442,7 +443,7 @@ def _related(examined: Examination) -> Reading:
     claimed, slope, _ = _accurate(examined)
     size = np.linalg.norm(claimed) * np.linalg.norm(slope)
     correlation = float(claimed @ slope / size) if size else 0.0
-    if correlation > RELATED:
+    if correlation > RELATED or _has_the_same_pattern(examined):
         return Reading(
             Diagnosis.MISSING_TERM,
             f"the returned gradient goes with the true one (correlation {correlation:.2f}), but a "
@@ -455,6 +456,21 @@ def _related(examined: Examination) -> Reading:
         f"(correlation {correlation:.2f}).",
         "the formula, and the order of arguments",
     )
+
+
+def _has_the_same_pattern(examined: Examination) -> bool:
+    """Tell whether the Jacobian is sparse and what is returned is zero in the same places.
+
+    Then entries are in their right places, however wrong: a derivative that lacks a term.
+    """
+    for block in examined.blocks:
+        J, R = np.abs(block.measured), np.abs(block.returned)
+        if not block.is_full or not np.isfinite(R).all():
+            continue
+        there, given = J > BARS * block.bar, R > SAME * R.max(initial=0.0)
+        if there.any() and there.mean() < SPARSE and (given <= there).all():
+            return bool(given.sum() > there.sum() / 2)
+    return False
 
 
 # ---- the worst entry ----------------------------------------------------------------------------
