@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 
 from adeptml_core.conformance.probe import Inputs, Probe, Undeclared, magnitude
-from adeptml_core.conformance.records import Finding, failed, inconclusive, passed
+from adeptml_core.conformance.records import Finding, failed, inconclusive, passed, skipped
 from adeptml_core.errors import InputError
 
 __all__ = [
     "check_example_is_valid",
     "check_precision_is_kept",
     "check_results_are_as_declared",
+    "check_sizes_are_given",
     "cotangent_for",
     "natural",
 ]
@@ -32,6 +33,23 @@ def natural(probe: Probe, batch: int = 4, label: str = "natural") -> Inputs:
 def cotangent_for(y: Any, rng: np.random.Generator) -> Any:
     """Return a random cotangent of y, in its dtype."""
     return rng.standard_normal(y.shape).astype(y.dtype)
+
+
+def check_sizes_are_given(probe: Probe) -> Finding:
+    """Catch a ``sizes=`` function that raises, returns no sizes, or lacks one that is needed."""
+    if probe.spec.sizes is None:
+        return skipped("no sizes= is declared")
+    given = probe.solver.declared_sizes
+    known = {size for array in probe.spec.inputs for size in array.shape} | set(given)
+    missing = [size for size in probe.spec.y.shape if isinstance(size, str) and size not in known]
+    if missing:
+        return failed(
+            f"sizes= gives {dict(given)}, but y '{probe.spec.y.name}' needs {', '.join(missing)}",
+            array=probe.spec.y.name,
+            expected=missing,
+            got=sorted(given),
+        )
+    return passed(", ".join(f"{name} = {size}" for name, size in given.items()))
 
 
 def check_example_is_valid(probe: Probe) -> Finding:

@@ -464,10 +464,11 @@ def _has_the_same_pattern(examined: Examination) -> bool:
     Then entries are in their right places, however wrong: a derivative that lacks a term.
     """
     for block in examined.blocks:
-        J, R = np.abs(block.measured), np.abs(block.returned)
-        if not block.is_full or not np.isfinite(R).all():
+        returned = np.abs(block.returned)
+        if not block.is_full or not np.isfinite(returned).all():
             continue
-        there, given = J > BARS * block.bar, R > SAME * R.max(initial=0.0)
+        there = np.abs(block.measured) > BARS * block.bar
+        given = returned > SAME * returned.max(initial=0.0)
         if there.any() and there.mean() < SPARSE and (given <= there).all():
             return bool(given.sum() > there.sum() / 2)
     return False

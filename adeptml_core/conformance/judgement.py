@@ -46,7 +46,7 @@ JUMPS = 20.0  # jumps explain errors up to this many times jump / piece
 POINTS = 33  # along a line, to look for jumps
 MAGNIFIED = 8.0
 TORN = 0.03  # of the error: where slopes do not add up by this much, there is no derivative
-OTHERS = 3  # directions that a suspect one is added to
+OTHERS = 5  # directions that a suspect one is added to
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,9 @@ def without_derivative(bench: Bench, lines: Lines, weights: Floats, judged: Judg
         gap = np.abs(both - one - judged.slope)
         unsure = BARS * (one_bar + both_bar + judged.bar)
         torn |= np.isfinite(gap) & (gap > unsure + TORN * np.abs(judged.error))
-    return torn
+    # What one line shows of a point holds for all lines through it.
+    points = lines.point[torn.any(axis=1)]
+    return torn | np.isin(lines.point, points)[:, None]
 
 
 def _slope_along(

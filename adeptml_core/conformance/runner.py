@@ -54,6 +54,9 @@ PARTS = ("static", "contract", "gradient")
 GROUND = ("example", "results")
 """Where these have failed, there is nothing to stand on."""
 
+UNCALLED = ("sizes", "example")
+"""These do not call the solver, and come before its first call."""
+
 STEADY = ("inputs-unchanged", "deterministic", "pullback-repeatable", "pullback-own-call")
 """Where one of these has failed, every comparison of two calls may fail as well."""
 
@@ -127,7 +130,6 @@ def _static(spec: SolverSpec) -> Iterator[Check]:
     yield check("light-module", "the light module is light", statics.check_light_module_is_light)
     yield check("functions", "the functions exist", statics.check_functions_exist)
     yield check("parameters", "the functions take what is declared", statics.check_parameters_agree)
-    yield check("sizes", "every size is determined", statics.check_sizes_are_determined)
     yield check("inputs-known", "there is something to try", statics.check_example_is_declared)
     yield check(
         "expected-failures",
@@ -138,7 +140,14 @@ def _static(spec: SolverSpec) -> Iterator[Check]:
 
 def _basic(spec: SolverSpec) -> Iterator[Check]:
     yield Check(
-        "example", "the example is valid", "contract", basics.check_example_is_valid, ("functions",)
+        "sizes", "every size is given", "contract", basics.check_sizes_are_given, ("functions",)
+    )
+    yield Check(
+        "example",
+        "the example is valid",
+        "contract",
+        basics.check_example_is_valid,
+        ("functions", "sizes"),
     )
     yield Check(
         "results",
@@ -212,6 +221,7 @@ def _contract(spec: SolverSpec) -> Iterator[Check]:
         basics.check_precision_is_kept,
         *STEADY,
         *_further(spec),
+        *_further_gradients(spec),
     )
     for dtype in spec.dtypes:
         if np.dtype(dtype) != _best(spec):
@@ -227,6 +237,13 @@ def _contract(spec: SolverSpec) -> Iterator[Check]:
 def _further(spec: SolverSpec) -> tuple[str, ...]:
     """Return the checks of shapes and dtypes in all dtypes but the best."""
     return tuple(f"results.{d}" for d in spec.dtypes if np.dtype(d) != _best(spec))
+
+
+def _further_gradients(spec: SolverSpec) -> tuple[str, ...]:
+    """Return the checks of gradients in the other dtypes: they say more about what is wrong."""
+    names = [a.name for a, d in zip(spec.inputs, spec.differentiable, strict=True) if d]
+    others = [d for d in spec.dtypes if np.dtype(d) != _best(spec)]
+    return tuple(f"gradient.{name}.{dtype}" for name in names for dtype in others)
 
 
 def _wrong_x(spec: SolverSpec) -> tuple[str, ...]:
@@ -449,7 +466,7 @@ class Run:
             return _raised(error)
 
     def _called(self, check: Check) -> Finding:
-        if check.id == "example":
+        if check.id in UNCALLED:
             return check.function(self.probe)
         if check.part != "static":
             return check.function(self.settled_probe)
