@@ -259,17 +259,22 @@ def _of_the_first_call(examined: Examination) -> Reading | None:
         return None
     bench = CallBench(examined.probe, [examined.probe.cast(first, examined.bench.dtype)])
     size = bench.base(examined.index).shape[1]
-    # Along the lines and with the cotangents that showed the fault, repeated for every row.
+    # Along lines that showed the fault, with their cotangents, repeated for every row; and along
+    # dense ones, for a fault that one line meets in one row and not in the next.
+    rng = examined.probe.rng("first call")
     shown = np.argwhere(examined.wrong)[:3]
-    direction = np.stack([np.resize(examined.lines.direction[line], size) for line, _ in shown])
-    lines = make_lines(bench, examined.index, np.zeros(len(shown), np.intp), direction)
+    direction = [np.resize(examined.lines.direction[line], size) for line, _ in shown]
+    direction += [rng.standard_normal(size) * np.resize(examined.scale, size) for _ in range(2)]
+    at_first = np.zeros(len(direction), np.intp)
+    lines = make_lines(bench, examined.index, at_first, np.stack(direction))
     measured = sweep(bench, lines)
     m = measured.value.shape[1]
-    weights = np.stack([np.resize(examined.weights[tuple(at)], (1, m)) for at in shown])
-    slope, bar, _ = estimate(measured, weights).best()
-    pulled = bench.pull(lines, weights) * lines.direction[:, None, :]
+    weights = [np.resize(examined.weights[tuple(at)], (1, m)) for at in shown]
+    weights += [rng.standard_normal((1, m)) for _ in range(2)]
+    slope, bar, _ = estimate(measured, np.stack(weights)).best()
+    pulled = bench.pull(lines, np.stack(weights)) * lines.direction[:, None, :]
     allowed = SAME * 1e-3 * np.sqrt((pulled**2).sum(-1)) + BARS * bar
-    if not (np.abs(pulled.sum(-1) - slope) <= allowed).all() or not np.any(slope):
+    if not (np.abs(pulled.sum(-1) - slope) <= allowed).all():
         return None
     if not _elsewhere_wrong(examined):
         return None

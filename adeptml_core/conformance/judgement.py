@@ -220,29 +220,28 @@ def without_derivative(bench: Bench, lines: Lines, weights: Floats, judged: Judg
     be zero, but a sum that is clearly off leaves no derivative to judge by.
     """
     rng = bench.probe.rng("additive")
-    size = np.abs(lines.direction).max(axis=1, keepdims=True)
-    scale = np.where(lines.direction != 0, np.abs(lines.direction), size)
+    largest = np.abs(lines.direction).max(axis=1, keepdims=True)
+    scale = np.where(lines.direction != 0, np.abs(lines.direction), largest)
     torn = np.zeros(judged.error.shape, dtype=bool)
     for _ in range(OTHERS):  # by chance one of them adds up
         other = rng.standard_normal(lines.direction.shape) * scale
-        (one, one_bar), (both, both_bar) = (
-            _slope_along(bench, lines, direction, weights)
+        along = [
+            make_lines(bench, lines.index, lines.point, direction, longest=lines.longest)
             for direction in (other, lines.direction + other)
+        ]
+        (one, one_bar), (both, both_bar) = (
+            estimate(sweep(bench, made), weights).best()[:2] for made in along
         )
         gap = np.abs(both - one - judged.slope)
-        unsure = BARS * (one_bar + both_bar + judged.bar)
+        # Each direction is rounded for itself (`make_lines`), so they do not quite add up either.
+        left = along[1].direction - along[0].direction - lines.direction
+        rounded = np.linalg.norm(left, axis=1) / np.linalg.norm(lines.direction, axis=1)
+        size = np.abs(one) + np.abs(both) + np.abs(judged.slope)
+        unsure = BARS * (one_bar + both_bar + judged.bar + rounded[:, None] * size)
         torn |= np.isfinite(gap) & (gap > unsure + TORN * np.abs(judged.error))
     # What one line shows of a point holds for all lines through it.
-    points = lines.point[torn.any(axis=1)]
+    points = lines.point[(torn & judged.suspect).any(axis=1)]
     return torn | np.isin(lines.point, points)[:, None]
-
-
-def _slope_along(
-    bench: Bench, lines: Lines, direction: Floats, weights: Floats
-) -> tuple[Floats, Floats]:
-    made = make_lines(bench, lines.index, lines.point, direction, longest=lines.longest)
-    slope, bar, _ = estimate(sweep(bench, made), weights).best()
-    return slope, bar
 
 
 @dataclass(frozen=True)
