@@ -74,10 +74,14 @@ class _Conversation:
         """Have the solver examined; return what was found, or what became of the worker."""
         with open(self.printed, "wb") as output:
             worker = self._started(output)
+            lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+            reader = threading.Thread(target=_read, args=(worker.stdout, lines), daemon=True)
+            reader.start()
             try:
-                self._listen(worker)
+                self._listen(worker, reader, lines)
             finally:
                 _end(worker)
+                reader.join(LAST_WORDS)
         report = self.finished or self._cut_short(worker.returncode)
         return dataclasses.replace(report, output=self._output())
 
@@ -102,15 +106,16 @@ class _Conversation:
             pipe.write(json.dumps(job).encode())
         return worker
 
-    def _listen(self, worker: "subprocess.Popen[bytes]") -> None:
+    def _listen(
+        self,
+        worker: "subprocess.Popen[bytes]",
+        reader: threading.Thread,
+        lines: "queue.SimpleQueue[bytes | None]",
+    ) -> None:
         """Take in documents until the worker ends; a child that keeps the pipe open cannot hold us.
 
         Reading is a thread's business, so that the end of the worker is noticed in any case.
         """
-        lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        assert worker.stdout is not None, "it is a pipe"
-        reader = threading.Thread(target=_read, args=(worker.stdout, lines), daemon=True)
-        reader.start()
         while self.finished is None:
             try:
                 line = lines.get(timeout=POLL)
@@ -211,15 +216,16 @@ START = (
 
 
 def _read(stream: IO[bytes], lines: "queue.SimpleQueue[bytes | None]") -> None:
-    for line in stream:
-        lines.put(line)
+    with stream:
+        for line in stream:
+            lines.put(line)
     lines.put(None)
 
 
 def _end(worker: "subprocess.Popen[bytes]") -> None:
     """End the worker, if it has not ended, and whatever it started."""
     with contextlib.suppress(subprocess.TimeoutExpired):
-        worker.wait(timeout=0 if worker.stdout is None else POLL)
+        worker.wait(timeout=POLL)  # it has said all, and ends by itself
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(worker.pid, signal.SIGKILL)
