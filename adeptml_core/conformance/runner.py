@@ -257,7 +257,7 @@ def _late(spec: SolverSpec) -> Iterator[Check]:
         "other options",
         "contract",
         option_values.check_options_are_followed,
-        explained_by=STEADY,
+        explained_by=(*STEADY, "pullback-linear"),
     )
     yield Check(
         "threads",
