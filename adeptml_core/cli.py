@@ -712,6 +712,7 @@ def _examining(function: Callable[..., Any]) -> Callable[..., Any]:
 @plugins.command()
 @_examining
 @click.option("--budget", type=float, metavar="SECONDS", help="For each solver.")
+@click.option("--limit", type=float, metavar="SECONDS", help="For one call of a solver (60).")
 @click.option("--dtype", type=click.Choice(["float64", "float32"]), help="Gradients in this alone.")
 @click.option("--report", type=click.Path(dir_okay=False), metavar="FILE.html", help="As a page.")
 @verb
@@ -738,6 +739,7 @@ def validate(console: Console, names: tuple[str, ...], **given: Any) -> int:
 @plugins.command()
 @_examining
 @click.option("--budget", type=float, metavar="SECONDS", help="For each solver.")
+@click.option("--limit", type=float, metavar="SECONDS", help="For one call of a solver (60).")
 @click.option("--dtype", type=click.Choice(["float64", "float32"]), help="In this dtype alone.")
 @click.option("--directions", type=click.IntRange(1), help="Dense directions at each point.")
 @click.option("--plot", type=click.Path(dir_okay=False), metavar="FILE", help="Error against step.")

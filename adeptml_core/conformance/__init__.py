@@ -23,15 +23,17 @@ lines, differences    evaluation along lines; slopes with error bars
 judgement, jacobian   when a slope is wrong; the whole Jacobian, compressed
 diagnosis             what is wrong
 probe                 the solver under examination: calls counted, inputs drawn and stacked
-runner, isolation     which checks run, in which order; one process for each solver
+runner                which checks run, in which order
+isolation, worker     one process for each solver: this side, and the far side
 records, text, page   findings; as text, as a page
+curves, plot          step sweeps, and their pictures
 ====================  =====================================================================
 
 Nothing here imports torch.
 """
 
 from adeptml_core.conformance.records import Diagnosis, Finding, Record, SolverReport, Status
-from adeptml_core.conformance.runner import Check, Run, Settings, check_ids, checks_of, run
+from adeptml_core.conformance.runner import Check, Run, Settings, check_ids, checks_of
 from adeptml_core.conformance.statics import Subject
 
 __all__ = [
@@ -46,5 +48,4 @@ __all__ = [
     "Subject",
     "check_ids",
     "checks_of",
-    "run",
 ]

@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 
 from adeptml_core.conformance.probe import Inputs, Probe, Undeclared, magnitude
-from adeptml_core.conformance.records import Finding, failed, inconclusive, passed
+from adeptml_core.conformance.records import Finding, failed, inconclusive, passed, skipped
 from adeptml_core.errors import InputError
 
 __all__ = [
     "check_example_is_valid",
     "check_precision_is_kept",
     "check_results_are_as_declared",
+    "check_sizes_are_given",
     "cotangent_for",
     "natural",
 ]
@@ -19,6 +20,8 @@ __all__ = [
 ROWS = 64  # enough to meet a sample that is refused one time in twenty
 CONDITION = 100.0  # times the effect of rounding the inputs to float32
 PRECISION = 1e-3
+FINE, COARSE = 2.0**-32, 2.0**-18  # relative: below and above what float32 resolves (2^-24)
+STILL = 0.9  # of the entries
 DIGITS = 0.5  # of the entries must be nonzero for their digits to say anything
 
 
@@ -30,6 +33,23 @@ def natural(probe: Probe, batch: int = 4, label: str = "natural") -> Inputs:
 def cotangent_for(y: Any, rng: np.random.Generator) -> Any:
     """Return a random cotangent of y, in its dtype."""
     return rng.standard_normal(y.shape).astype(y.dtype)
+
+
+def check_sizes_are_given(probe: Probe) -> Finding:
+    """Catch a ``sizes=`` function that raises, returns no sizes, or lacks one that is needed."""
+    if probe.spec.sizes is None:
+        return skipped("no sizes= is declared")
+    given = probe.solver.declared_sizes
+    known = {size for array in probe.spec.inputs for size in array.shape} | set(given)
+    missing = [size for size in probe.spec.y.shape if isinstance(size, str) and size not in known]
+    if missing:
+        return failed(
+            f"sizes= gives {dict(given)}, but y '{probe.spec.y.name}' needs {', '.join(missing)}",
+            array=probe.spec.y.name,
+            expected=missing,
+            got=sorted(given),
+        )
+    return passed(", ".join(f"{name} = {size}" for name, size in given.items()))
 
 
 def check_example_is_valid(probe: Probe) -> Finding:
@@ -137,9 +157,9 @@ def check_precision_is_kept(probe: Probe) -> Finding:
     """Catch float32 in the middle of a float64 gradient, and float32 results far from float64."""
     wide, narrow = np.dtype("float64"), np.dtype("float32")
     rng = probe.rng("precision")
-    coarse = probe.cast(natural(probe, 8, "precision"), narrow)
+    drawn = natural(probe, 4 if probe.compiles else 8, "precision")
+    coarse, full = probe.cast(drawn, narrow), probe.cast(drawn, wide)
     fine = tuple(v.astype(wide) if v.dtype.kind == "f" else v for v in coarse)
-    full = probe.cast(natural(probe, 8, "precision"), wide)
     finding = _digits(probe, full, rng)
     if finding is not None or narrow.name not in probe.spec.dtypes:
         return finding or passed("float64 throughout")
@@ -159,20 +179,62 @@ def check_precision_is_kept(probe: Probe) -> Finding:
 
 
 def _digits(probe: Probe, inputs: Inputs, rng: np.random.Generator) -> Finding | None:
-    """Tell whether float64 results carry only the digits of float32: cast inside, and back."""
+    """Tell whether a float64 gradient is computed in float32 somewhere: cast inside, and back."""
     y, pullback = probe.linearize(inputs)
-    pulled = pullback(cotangent_for(y, rng))
-    y_is_coarse = _has_float32_digits(y)
+    y = np.array(y)
+    g = cotangent_for(y, rng)
+    pulled = [None if v is None else np.array(v) for v in pullback(g)]
+    if _has_float32_digits(y) or not probe.spec.deterministic:
+        return None
+    fine = [None if v is None else np.array(v) for v in pullback(g * (1 + FINE))]
+    for index, (value, moved) in enumerate(zip(pulled, fine, strict=True)):
+        if value is None:
+            continue
+        if _has_float32_digits(value):
+            return _coarse(probe, index, "it has only the digits of float32")
+        if _still(value, moved):
+            return _coarse(probe, index, "it does not see the last digits of the cotangent")
+    return _sees_inputs(probe, inputs, y, g, pulled)
+
+
+def _sees_inputs(probe: Probe, inputs: Inputs, y: Any, g: Any, pulled: list[Any]) -> Finding | None:
+    """Nudge all inputs by less than float32 resolves, then by more: what moves only then is cast.
+
+    Only where y itself moves at once: a solver that is in float32 altogether is what it is.
+    """
+    answers = []
+    for nudge in (FINE, COARSE):
+        moved = tuple(
+            probe.inside(i, v * (1 + nudge), v.dtype) if v.dtype.kind == "f" else v
+            for i, v in enumerate(inputs)
+        )
+        moved_y, pullback = probe.linearize(moved)
+        moved_y = np.array(moved_y)
+        answers.append([moved_y, *(None if v is None else np.array(v) for v in pullback(g))])
+    if _still(y, answers[0][0]):
+        return None
     for index, value in enumerate(pulled):
-        if value is not None and _has_float32_digits(value) and not y_is_coarse:
-            return failed(
-                f"the gradient of {probe.title(index)} has only the digits of float32, though all "
-                "inputs are float64: it is cast on the way. Keep the dtype of x throughout.",
-                array=probe.name(index),
-                expected="float64",
-                got="float32",
-            )
+        fine, coarse = (answer[1 + index] for answer in answers)
+        if value is not None and _still(value, fine) and not _still(value, coarse):
+            return _coarse(probe, index, "it does not see the last digits of the inputs")
     return None
+
+
+def _still(first: Any, second: Any) -> bool:
+    """Tell whether the entries that are not zero have stayed the same, nearly all of them."""
+    telling = first != 0
+    return bool(telling.any() and (first == second)[telling].mean() > STILL)
+
+
+def _coarse(probe: Probe, index: int, what: str) -> Finding:
+    return failed(
+        f"the gradient of {probe.title(index)} is computed in float32, though all inputs are "
+        f"float64: {what}. Keep the dtype of x throughout.\n"
+        f"look at: casts and arrays made without a dtype in {probe.where()}",
+        array=probe.name(index),
+        expected="float64",
+        got="float32",
+    )
 
 
 def _has_float32_digits(value: Any) -> bool:

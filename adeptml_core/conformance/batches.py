@@ -23,6 +23,7 @@ ROWS = {"float64": 1e-6, "float32": 2e-3}
 SUMS = {"float64": 1e-7, "float32": 2e-3}
 LARGE, MORE = 33, 130  # above chunk and block sizes that people use
 PARTS = (1, 2, 7, 17, 65)
+DEAR = 1.0  # seconds for the largest batch: then fewer sizes are tried
 SMALL_ROW = 1e-3  # of the batch's largest value: rows below are measured by that
 
 
@@ -151,12 +152,13 @@ def check_batch_size_does_not_matter(probe: Probe) -> Finding:
     """Catch what only large batches get wrong: a chunk's end, a block's remainder, a last row."""
     if probe.coupled:
         return skipped("rows depend on each other")
-    total = LARGE if probe.compiles or probe.seconds(MORE) > 1.0 else MORE
+    is_dear = probe.compiles or probe.seconds(MORE) + probe.pull_seconds(MORE) > DEAR
+    total = LARGE if is_dear else MORE
     base = probe.examples("batches", total)
     g = _cotangents(probe, total, "batches")
     for whole in sorted({LARGE, total}):
         together = _Answer(probe, probe.take(base, slice(whole)), g)
-        for part in PARTS[:2] if probe.compiles else PARTS:
+        for part in PARTS[:1] if is_dear else PARTS:
             finding = _parts(probe, base, g, together, whole, part)
             if finding is not None:
                 return finding
@@ -187,8 +189,9 @@ def check_shared_args_sum_their_batch(probe: Probe) -> Finding:
     free = [i + 1 for i, array in enumerate(probe.spec.args) if array.batched is None]
     if not free:
         return skipped("no arg comes both shared and per sample")
-    base = list(probe.examples("shared", 8))
-    g = _cotangents(probe, 8, "shared")
+    rows = 4 if probe.compiles else 8
+    base = list(probe.examples("shared", rows))
+    g = _cotangents(probe, rows, "shared")
     for chosen in [*[[i] for i in free], *([free] if len(free) > 1 else [])]:
         shared, spread = list(base), list(base)
         for index in chosen:

@@ -3,13 +3,18 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from adeptml_core.conformance import options as option_text
+from adeptml_core.conformance.isolation import run_isolated
+from adeptml_core.conformance.page import page
+from adeptml_core.conformance.plot import require_matplotlib, save_figure
 from adeptml_core.conformance.records import UNAVAILABLE, SolverReport
-from adeptml_core.conformance.runner import Settings, run
+from adeptml_core.conformance.runner import Settings
 from adeptml_core.conformance.statics import Subject
 from adeptml_core.conformance.text import reproduction, solver_lines, summary_line
+from adeptml_core.errors import AdeptmlError
 from adeptml_core.registry import Problem, Row, State
 
 __all__ = ["Console", "Request", "examine"]
@@ -77,20 +82,46 @@ def examine(console: Console, request: Request) -> int:
     """Examine solvers, print each report as soon as it stands, and return the exit code."""
     subjects = request.subjects()
     settings = request.settings(subjects)
+    if request.plot:
+        require_matplotlib()
+    if request.report:
+        _require_writable(request.report)
     progress = _Progress() if not console.as_json and sys.stderr.isatty() else None
     width = max((len(subject.name) for subject in subjects), default=0)
     reports = []
-    for report in run(subjects, settings, progress):
+    for report in run_isolated(subjects, settings, progress):
         reports.append(report)
         if progress is not None:
             progress.clear()
         if not console.as_json:
             _print(console, report, width)
+    _write_files(reports, request)
     if console.as_json:
         console.print_json(_document(reports, request))
     else:
         _print_end(console, reports, request)
     return FINDING if _has_finding(reports, request) else 0
+
+
+def _require_writable(file: str) -> None:
+    """Complain before minutes of work are done for a page that cannot be written."""
+    folder = Path(file).resolve().parent
+    if not folder.is_dir():
+        raise AdeptmlError(f"--report {file}: there is no folder {folder}")
+
+
+def _write_files(reports: Sequence[SolverReport], request: Request) -> None:
+    if request.plot:
+        save_figure(reports, request.plot)
+    if request.report:
+        text = page(
+            reports,
+            verb=request.verb,
+            seed=request.seed,
+            options=option_text.split(request.options),
+            problems=request.problems,
+        )
+        Path(request.report).write_text(text, encoding="utf-8")
 
 
 def _print(console: Console, report: SolverReport, name_width: int) -> None:
@@ -109,6 +140,9 @@ def _print_end(console: Console, reports: Sequence[SolverReport], request: Reque
         console.print()
         console.print_problems(request.problems)
     console.print(summary_line(reports, len(request.problems), request.seed))
+    for file in (request.report, request.plot):
+        if file:
+            console.print(f"written: {file}")
     doubtful = [r for r in reports if r.verdict in ("failed", "inconclusive")]
     if doubtful:
         given = option_text.split(request.options)

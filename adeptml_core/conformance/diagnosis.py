@@ -10,7 +10,7 @@ Three readings of the same measurements, from the most to the least certain:
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from adeptml_core.conformance.differences import estimate, sweep
 from adeptml_core.conformance.gradients import Examination, tolerance_of
-from adeptml_core.conformance.jacobian import Block, compare
+from adeptml_core.conformance.jacobian import Block, compare, groups
 from adeptml_core.conformance.judgement import BARS
 from adeptml_core.conformance.lines import CallBench, Floats, make_lines
 from adeptml_core.conformance.records import Diagnosis
@@ -27,6 +27,8 @@ __all__ = ["Entry", "Reading", "diagnose", "factor_name", "locate", "ratio_of"]
 
 SAME = 1e-3  # relative: two gradients that agree so are the same, for a diagnosis
 ACCURATE = 0.02  # probes measured worse than this say nothing about the kind of fault
+FOLDED = 16  # groups of inputs and outputs, to look for a transpose
+SPARSE = 0.7  # part of the entries: of a full Jacobian the pattern says nothing
 RELATED = 0.3  # correlation above which most of the gradient is there and a part is missing
 
 
@@ -53,7 +55,16 @@ class Entry:
 
 def diagnose(examined: Examination) -> Reading:
     """Return the most telling reading of a failed examination."""
-    for reading in (_pooled, _transposed, _swapped, _of_another_point, _regime, _structure):
+    for reading in (
+        _pooled,
+        _transposed,
+        _axes_swapped,
+        _swapped,
+        _of_another_point,
+        _of_the_first_call,
+        _regime,
+        _structure,
+    ):
         found = reading(examined)
         if found is not None:
             return found
@@ -69,6 +80,19 @@ def _accurate(examined: Examination) -> tuple[Floats, Floats, Floats]:
     good = (judged.resolution < ACCURATE) & np.isfinite(judged.claimed) & (judged.scale > 0)
     scale = judged.scale[good]
     return judged.claimed[good] / scale, judged.slope[good] / scale, judged.resolution[good]
+
+
+def _is_explained(claimed: Floats, slope: Floats, residual: Floats, examined: Examination) -> bool:
+    """Tell whether what is left over beside a factor is small, beside what was wrong before.
+
+    Where one entry of thousands is wrong, most probes fit a factor of 1, and those that do not are
+    no better for it.
+    """
+    error = np.abs(claimed - slope)
+    wrong = error > 10 * examined.tolerance * np.maximum(np.abs(claimed), np.abs(slope))
+    return (
+        bool(np.median(residual[wrong]) <= 0.1 * np.median(error[wrong])) if wrong.any() else True
+    )
 
 
 def _pooled(examined: Examination) -> Reading | None:
@@ -87,7 +111,9 @@ def _pooled(examined: Examination) -> Reading | None:
     residual = np.abs(claimed - factor * slope)
     # A constant factor leaves nothing over but the error bars; of noisy probes a few stick out.
     fits = residual <= 5 * (max(SAME, examined.tolerance) * np.abs(claimed).max() + bar)
-    if fits.mean() < 0.95 or abs(factor - 1) < 3 * np.median(residual):
+    if fits.mean() < 0.95 or abs(factor - 1) < 3 * max(np.median(residual), examined.tolerance):
+        return None
+    if not _is_explained(claimed, slope, residual, examined):
         return None
     if abs(factor + 1) < 0.01:
         return Reading(
@@ -177,16 +203,94 @@ def _swapped(examined: Examination) -> Reading | None:
 
 
 def _is_gradient_of(examined: Examination, other: int, lines: Any) -> bool:
-    bench, weights = examined.bench, examined.weights[lines]
     direction = examined.lines.direction[lines]
-    along = make_lines(bench, other, examined.lines.point[lines], direction)
+    return _fits_along(examined, lines, other, direction, direction)
+
+
+def _fits_along(
+    examined: Examination, lines: Any, index: int, moved: Floats, claimed_along: Floats
+) -> bool:
+    """Tell whether what is returned, along one direction, is the slope of an input along another.
+
+    Parameters
+    ----------
+    lines : ndarray of int
+    index : int
+        The input that is moved.
+    moved, claimed_along : ndarray, shape (lines, n)
+        The direction in which it is moved; that with which the returned gradient is contracted.
+    """
+    bench, weights = examined.bench, examined.weights[lines]
+    along = make_lines(bench, index, examined.lines.point[lines], moved)
     slope, bar, _ = estimate(sweep(bench, along), weights).best()
     pulled = bench.pull(examined.lines.some(lines), weights)
-    claimed = (pulled * along.direction[:, None, :]).sum(-1)
-    good = np.isfinite(bar) & (bar < ACCURATE * np.abs(slope))
+    claimed = (pulled * claimed_along[:, None, :]).sum(-1)
+    # Among many pairs some slopes are small by cancellation: they say little.
+    size = np.abs(slope).max(axis=0, initial=0.0)
+    good = np.isfinite(bar) & (bar < ACCURATE * np.abs(slope)) & (np.abs(slope) > 0.05 * size)
     if good.sum() < 3 or not np.any(claimed[good]):
         return False
     return bool(np.median(np.abs(claimed - slope)[good] / np.abs(slope)[good]) < 10 * SAME)
+
+
+def _axes_swapped(examined: Examination) -> Reading | None:
+    """Look for the gradient of a square matrix or field with its last two axes exchanged."""
+    shape = examined.bench.shape(examined.index)
+    lines = np.flatnonzero(examined.is_example)[:6]
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2 or not len(lines):
+        return None
+    if len(examined.probe.spec.inputs[examined.index].shape) < 2:
+        return None  # the axis before the last is that of the batch
+    direction = examined.lines.direction[lines].reshape(-1, *shape)
+    turned = np.swapaxes(direction, -1, -2).reshape(len(lines), -1)
+    if not _fits_along(examined, lines, examined.index, turned, examined.lines.direction[lines]):
+        return None
+    return Reading(
+        Diagnosis.TRANSPOSE,
+        "the returned gradient has its last two axes exchanged.",
+        "the order of an outer product (dA[i, j] = g[i] * x[j] for y = A @ x), of reshape, of 'F'",
+    )
+
+
+def _of_the_first_call(examined: Examination) -> Reading | None:
+    """Tell whether the gradient is right where the solver was called for the very first time."""
+    first = examined.probe.first_inputs
+    if first is None or not examined.wrong.any():
+        return None
+    bench = CallBench(examined.probe, [examined.probe.cast(first, examined.bench.dtype)])
+    size = bench.base(examined.index).shape[1]
+    # Along lines that showed the fault, with their cotangents, repeated for every row; and along
+    # dense ones, for a fault that one line meets in one row and not in the next.
+    rng = examined.probe.rng("first call")
+    shown = np.argwhere(examined.wrong)[:3]
+    direction = [np.resize(examined.lines.direction[line], size) for line, _ in shown]
+    direction += [rng.standard_normal(size) * np.resize(examined.scale, size) for _ in range(2)]
+    at_first = np.zeros(len(direction), np.intp)
+    lines = make_lines(bench, examined.index, at_first, np.stack(direction))
+    measured = sweep(bench, lines)
+    m = measured.value.shape[1]
+    weights = [np.resize(examined.weights[tuple(at)], (1, m)) for at in shown]
+    weights += [rng.standard_normal((1, m)) for _ in range(2)]
+    slope, bar, _ = estimate(measured, np.stack(weights)).best()
+    pulled = bench.pull(lines, np.stack(weights)) * lines.direction[:, None, :]
+    allowed = SAME * 1e-3 * np.sqrt((pulled**2).sum(-1)) + BARS * bar
+    if not (np.abs(pulled.sum(-1) - slope) <= allowed).all():
+        return None
+    if not _elsewhere_wrong(examined):
+        return None
+    return Reading(
+        Diagnosis.STALE_STATE,
+        "the returned gradient is right at the inputs of the very first call, and wrong at others.",
+        "what is made at the first call and kept: a matrix, its factors, coefficients, a mesh",
+    )
+
+
+def _elsewhere_wrong(examined: Examination) -> bool:
+    """Tell whether every example point but the first has a wrong gradient."""
+    at_example = np.flatnonzero(examined.is_example)
+    wrong = examined.judged.suspect[at_example].any(axis=1)
+    points = examined.lines.point[at_example]
+    return len(set(points[wrong])) >= max(1, len(set(points)) - 1)
 
 
 def _of_another_point(examined: Examination) -> Reading | None:
@@ -233,15 +337,17 @@ def _regime(examined: Examination) -> Reading | None:
 
 
 def _transposed(examined: Examination) -> Reading | None:
-    for block in examined.blocks:
+    for block in (*examined.blocks, *_folded(examined)):
         J, R = _in_units(block)
-        square = J.shape[0] == J.shape[1] and block.is_full and len(J) > 1
-        if not square or not np.isfinite(R).all():
+        if J.shape[0] != J.shape[1] or len(J) < 2 or not np.isfinite(R).all():
             continue
+        if not block.is_full and not np.array_equal(block.inputs, block.outputs):
+            continue  # random groups that differ: a transpose does not show in it
         size, off = np.linalg.norm(J), np.linalg.norm(R - J)
         # The bars of J rule how well two matrices can agree.
-        noise = np.linalg.norm(np.where(np.isfinite(block.bar), block.bar, 0.0))
-        if np.linalg.norm(R - J.T) <= 10 * SAME * size + noise and off > 0.05 * size:
+        noise = np.linalg.norm(np.where(np.isfinite(block.bar), block.bar, size))
+        similar = np.linalg.norm(R - J.T) <= 10 * SAME * size + noise
+        if similar and off > max(0.05 * size, 10 * noise):
             return Reading(
                 Diagnosis.TRANSPOSE,
                 "the returned gradient multiplies with the Jacobian in place of its transpose.",
@@ -250,9 +356,32 @@ def _transposed(examined: Examination) -> Reading | None:
     return None
 
 
+def _folded(examined: Examination) -> Iterator[Block]:
+    """Yield a large square Jacobian with inputs and outputs in the same groups: ``G J G.T``.
+
+    Compressed so, the transpose is the transpose of the compressed one.
+    """
+    n, m = len(examined.scale), examined.measured.value.shape[1]
+    if n != m or any(block.is_full for block in examined.blocks) or not examined.blocks:
+        return
+    unit = np.full(n, np.exp(np.mean(np.log(np.maximum(np.abs(examined.scale), 1e-300)))))
+    rng = examined.probe.rng("folded")
+    grouped = groups(n, FOLDED, rng)
+    yield compare(
+        examined.bench,
+        examined.index,
+        examined.blocks[0].point,
+        unit,
+        rng,
+        examined.tolerance,
+        inputs=grouped,
+        outputs=grouped,
+    )
+
+
 def _in_units(block: Block) -> tuple[Floats, Floats]:
-    """Return (measured, returned) with the units of the inputs taken out, for full blocks."""
-    units = np.abs(block.directions).sum(axis=1)
+    """Return (measured, returned) with the units of the inputs taken out."""
+    units = np.abs(block.directions).max(axis=1, initial=0.0)
     units = np.where(units > 0, units, 1.0)
     return block.measured / units, block.returned / units
 
@@ -265,14 +394,13 @@ def _structure(examined: Examination) -> Reading | None:
             continue
         there = (block.measured != 0) | (block.returned != 0)
         outputs, inputs = (np.flatnonzero(wrong.any(axis=axis)) for axis in (1, 0))
-        few = max(2, min(wrong.shape) // 8)
-        whole_rows = len(outputs) <= few < wrong.shape[0]
-        whole_columns = len(inputs) <= few < wrong.shape[1]
+        whole_rows, whole_columns = (
+            len(found) <= max(1, min(2, size - 2), size // 8) and len(found) < size
+            for found, size in zip((outputs, inputs), wrong.shape, strict=True)
+        )
         if not (whole_rows or whole_columns):
             continue
         if wrong.sum() == 1 and not _is_boundary(block, outputs, inputs, there):
-            return _single(block)
-        if wrong.sum() <= 2 and not block.is_full:
             return _single(block)
         return _lines_reading(block, outputs, inputs, rows=whole_rows)
     return None
@@ -320,7 +448,7 @@ def _related(examined: Examination) -> Reading:
     claimed, slope, _ = _accurate(examined)
     size = np.linalg.norm(claimed) * np.linalg.norm(slope)
     correlation = float(claimed @ slope / size) if size else 0.0
-    if correlation > RELATED:
+    if correlation > RELATED or _has_the_same_pattern(examined):
         return Reading(
             Diagnosis.MISSING_TERM,
             f"the returned gradient goes with the true one (correlation {correlation:.2f}), but a "
@@ -328,11 +456,27 @@ def _related(examined: Examination) -> Reading:
             "a term that the forward depends on and the derivative treats as a constant",
         )
     return Reading(
-        Diagnosis.UNKNOWN,
+        Diagnosis.ARG if examined.index and correlation > -RELATED else Diagnosis.UNKNOWN,
         "the returned gradient has little to do with the true one "
         f"(correlation {correlation:.2f}).",
         "the formula, and the order of arguments",
     )
+
+
+def _has_the_same_pattern(examined: Examination) -> bool:
+    """Tell whether the Jacobian is sparse and what is returned is zero in the same places.
+
+    Then entries are in their right places, however wrong: a derivative that lacks a term.
+    """
+    for block in examined.blocks:
+        returned = np.abs(block.returned)
+        if not block.is_full or not np.isfinite(returned).all():
+            continue
+        there = np.abs(block.measured) > BARS * block.bar
+        given = returned > SAME * returned.max(initial=0.0)
+        if there.any() and there.mean() < SPARSE and (given <= there).all():
+            return bool(given.sum() > there.sum() / 2)
+    return False
 
 
 # ---- the worst entry ----------------------------------------------------------------------------

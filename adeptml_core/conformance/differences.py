@@ -33,6 +33,9 @@ from adeptml_core.conformance.lines import RATIO, Bench, Floats, Lines
 __all__ = ["Estimates", "Sweep", "estimate", "sweep"]
 
 WINDOW = 5  # steps over which noise is looked for: one accidental agreement hides among five
+GRID = 32  # points between a step that moves and one that does not
+ONE_JUMP = 0.2  # of the way: between two steps there are up to four jumps
+DEAR = 1.0  # seconds for a look between two steps
 SAME_QUANTUM = 4.0  # quanta of rounding agree within this; dead zones of kinks do not
 
 
@@ -61,11 +64,14 @@ class Sweep:
     floor: Floats
 
     def combined(self, weights: Floats) -> "Sweep":
-        """Return the sweep of ``f @ weights.T`` instead of f; weights have shape (outputs, m)."""
+        """Return the sweep of ``f @ weights.T`` instead of f; weights have shape (outputs, m).
+
+        One large product each (``@`` would make one of every line, a hundred times slower).
+        """
         return Sweep(
             self.steps,
-            self.slopes @ weights.T,
-            self.bends @ weights.T,
+            np.tensordot(self.slopes, weights, (2, 1)),
+            np.tensordot(self.bends, weights, (2, 1)),
             self.value @ weights.T,
             np.sqrt(self.floor**2 @ weights.T**2),
         )
@@ -87,30 +93,61 @@ def sweep(bench: Bench, lines: Lines) -> Sweep:
     with np.errstate(invalid="ignore", over="ignore"):
         slopes = (ahead - behind) / (2 * steps[..., None])
         bends = (ahead + behind - 2 * here[:, None]) / steps[..., None]
-        floor = np.maximum(rounding, _quantum(np.abs(ahead - behind)))
+        moves = np.abs(ahead - behind)
+        floor = np.maximum(rounding, _shared_quantum(moves, _quantum(bench, lines, moves)))
     return Sweep(steps, slopes, bends, here, floor)
 
 
-def _quantum(moves: Floats) -> Floats:
+def _quantum(bench: Bench, lines: Lines, moves: Floats) -> Floats:
     """Return the size below which f does not move at all, shape (L, m).
 
     A solver that computes inside in lower precision (or prints and reads back) moves in jumps: all
     differences below some step are exactly zero, and they agree with one another perfectly. The
-    last one that is not zero is about the size of the jump. Outputs that never move share it if the
-    others agree on one (the dead zones of kinks do not).
+    last one that is not zero is about the size of the jump. The same is seen at a point in the
+    dead zone of a kink, where a slope of zero is the truth; there f sets out without a jump.
     """
-    count = moves.shape[1]
-    still = moves == 0
-    moving_until = count - 1 - np.argmax(~still[:, ::-1], axis=1)  # last step that moves f
-    never = still.all(axis=1)
-    stops = ~never & (moving_until < count - 2)
-    last = np.take_along_axis(moves, moving_until[:, None], axis=1)[:, 0]
-    quantum = np.where(stops, last, 0.0)
-    for line in np.flatnonzero(never.any(axis=1) & stops.any(axis=1)):
-        found = quantum[line][stops[line]]
+    last = _last_moving(moves)
+    stops = (moves > 0).any(axis=1) & (last < moves.shape[1] - 2)
+    quantum = np.where(stops, np.take_along_axis(moves, last[:, None], axis=1)[:, 0], 0.0)
+    for step in np.unique(last[stops]):
+        outputs = stops & (last == step)
+        which = np.flatnonzero(outputs.any(axis=1))
+        multiple = lines.multiples[step]
+        if multiple < GRID or bench.seconds(len(which), 2 * GRID + 2) > DEAR:
+            continue
+        smooth = np.zeros_like(outputs)
+        smooth[which] = _sets_out_smoothly(bench, lines.some(which), multiple)
+        quantum[outputs & smooth] = 0.0
+    return np.asarray(quantum)
+
+
+def _last_moving(moves: Floats) -> Any:
+    """Return the number of the finest step that moves each output, shape (L, m)."""
+    return moves.shape[1] - 1 - np.argmax((moves != 0)[:, ::-1], axis=1)
+
+
+def _sets_out_smoothly(bench: Bench, lines: Lines, multiple: float) -> Any:
+    """Tell which outputs change gradually from a step that leaves them still to one that does not.
+
+    In a staircase the largest of the small changes in between is a whole jump.
+    """
+    grid = np.rint(np.linspace(multiple / RATIO, multiple, GRID + 1))
+    values = bench.at(lines, np.concatenate([grid, -grid]))
+    gradual = np.ones(values[:, 0].shape, dtype=bool)
+    for side in (values[:, : len(grid)], values[:, len(grid) :]):
+        change = np.abs(np.diff(side, axis=1))
+        gradual &= change.max(axis=1) <= ONE_JUMP * change.sum(axis=1)
+    return gradual
+
+
+def _shared_quantum(moves: Floats, quantum: Floats) -> Floats:
+    """Let outputs that never move share the quantum on which the others of their line agree."""
+    never = (moves == 0).all(axis=1)
+    for line in np.flatnonzero(never.any(axis=1) & (quantum > 0).any(axis=1)):
+        found = quantum[line][quantum[line] > 0]
         if found.max() <= SAME_QUANTUM * found.min():
             quantum[line][never[line]] = np.median(found)
-    return np.asarray(quantum)
+    return quantum
 
 
 @dataclass(frozen=True)

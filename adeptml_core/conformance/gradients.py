@@ -26,7 +26,14 @@ import numpy as np
 from adeptml_core.conformance import points as drawing
 from adeptml_core.conformance.differences import Sweep, estimate, sweep
 from adeptml_core.conformance.jacobian import Block, compare
-from adeptml_core.conformance.judgement import Judgement, Roughness, judge, retried, roughness
+from adeptml_core.conformance.judgement import (
+    Judgement,
+    Roughness,
+    judge,
+    retried,
+    roughness,
+    without_derivative,
+)
 from adeptml_core.conformance.lines import Bench, CallBench, Floats, Lines, RowBench, make_lines
 from adeptml_core.conformance.probe import Inputs, Probe
 
@@ -37,6 +44,7 @@ EXAMPLES = 8
 COTANGENTS = 4
 SPARSE = 0.25  # part of the components that a sparse direction or cotangent has
 RETRIED = 12  # suspect lines that are measured again; more would not change the verdict
+RETRIED_BY_CALL = 4  # ... where each evaluation is a call
 SCANNED = 256
 WORST = 6
 ROUNDINGS = 64.0
@@ -138,7 +146,7 @@ def _row_bench(
 def _works(probe: Probe, point: Inputs) -> bool:
     """Tell whether the solver computes anything there; any complaint of it will do."""
     try:
-        return bool(np.isfinite(probe.forward(point)).all())
+        return bool(np.isfinite(probe.forward_rows(point)).all())
     except Exception:  # whatever it says, that point is not promised
         return False
 
@@ -190,9 +198,11 @@ def _affordable(bench: Bench, lines: int, n: int, points: int) -> int:
     most = max(4, MOST_VALUES // (evaluations * max(n, 1)))
     share = min(probe.budget.left(), 60.0) / (4 * max(1, sum(probe.spec.differentiable)))
     if isinstance(bench, CallBench):
-        one = evaluations * probe.seconds(len(bench.points[0][0]))
+        rows = len(bench.points[0][0])
+        one = evaluations * probe.seconds(rows) + COTANGENTS * probe.pull_seconds(rows)
     else:
         one = evaluations * max(0.0, probe.seconds(2) - probe.seconds(1))
+        one += COTANGENTS * max(0.0, probe.pull_seconds(2) - probe.pull_seconds(1))
     return min(lines, most, max(4, int(share / one)) if one > 0 else most)
 
 
@@ -329,6 +339,8 @@ def _confirm(examined: Examination) -> None:
     """Measure the suspects again, and set aside what jumps of the value explain."""
     judged = examined.judged
     suspects = _worst_lines(judged.suspect, judged)
+    if isinstance(examined.bench, CallBench):
+        suspects = suspects[:RETRIED_BY_CALL]
     if not len(suspects):
         return
     lines, weights = examined.lines.some(suspects), examined.weights[suspects]
@@ -336,6 +348,10 @@ def _confirm(examined: Examination) -> None:
     again = retried(
         examined.bench, lines, weights, first, examined.tolerance, examined.typical
     ).suspect
+    if again.any():
+        torn = again & without_derivative(examined.bench, lines, weights, first)
+        judged.kinked[suspects] |= torn
+        again &= ~torn
     rough = np.zeros_like(again)
     for column in np.flatnonzero(again.any(axis=0)):
         found = roughness(examined.bench, lines, weights[:, column])
@@ -375,7 +391,9 @@ def _scan(examined: Examination, rng: np.random.Generator) -> None:
     ):
         return
     rows = min(SCANNED, MOST_VALUES // (64 * max(1, len(examined.scale))))
-    if probe.seconds(11 * rows) > min(2.0, probe.budget.left() / 4):
+    if probe.seconds(11 * rows) + probe.pull_seconds(COTANGENTS * rows) > min(
+        2.0, probe.budget.left() / 4
+    ):
         rows = 32
     base = probe.cast(probe.examples("scan", EXAMPLES), bench.dtype)
     stack = drawing.corners(probe, base, rng, bench.dtype, rows)
@@ -444,7 +462,7 @@ def _whole_jacobian(examined: Examination, rng: np.random.Generator) -> None:
 
 
 def _without_jumps(examined: Examination, block: Block) -> Block:
-    """Return `block` with those entries cleared that jumps of the value explain."""
+    """Return `block` with those entries cleared that jumps or a missing derivative explain."""
     lines = np.flatnonzero(block.wrong.any(axis=0))
     made = make_lines(
         examined.bench,
@@ -453,6 +471,9 @@ def _without_jumps(examined: Examination, block: Block) -> Block:
         block.inputs[lines] * examined.scale,
     )
     error = block.returned - block.measured
+    part = Judgement(*(getattr(block.judgement, name)[lines] for name in Judgement.__annotations__))
+    weights = np.broadcast_to(block.outputs, (len(lines), *block.outputs.shape))
+    block.wrong[:, lines] &= ~without_derivative(examined.bench, made, weights, part).T
     for number, line in enumerate(lines):
         for output in np.flatnonzero(block.wrong[:, line])[:8]:
             one = made.some(np.array([number]))

@@ -11,7 +11,8 @@ right gradient of an awkward function passes:
 3. The point is not at a kink: the bend ``f(h) + f(-h) - 2 f(0)`` over h does not persist as h
    shrinks.
 4. It fails again, by about the same amount, with other steps.
-5. The disagreement is not what jumps of the value explain. An adaptive or iterative solver is a
+5. There is a derivative at the point: slopes along d, e and d + e add up.
+6. The disagreement is not what jumps of the value explain. An adaptive or iterative solver is a
    patchwork of smooth pieces with small jumps between; its derivative inside a piece differs from
    the ideal one by up to jump / size of the piece.
 """
@@ -24,7 +25,15 @@ import numpy as np
 from adeptml_core.conformance.differences import Estimates, Sweep, estimate, sweep
 from adeptml_core.conformance.lines import Bench, Floats, Lines, make_lines
 
-__all__ = ["BARS", "Judgement", "Roughness", "judge", "retried", "roughness"]
+__all__ = [
+    "BARS",
+    "Judgement",
+    "Roughness",
+    "judge",
+    "retried",
+    "roughness",
+    "without_derivative",
+]
 
 BARS = 10.0
 AGREES = 0.25  # of the error: an estimate this near the gradient supports it ...
@@ -36,6 +45,8 @@ SAME_ERROR = 0.5  # the error with other steps may differ by half
 JUMPS = 20.0  # jumps explain errors up to this many times jump / piece
 POINTS = 33  # along a line, to look for jumps
 MAGNIFIED = 8.0
+TORN = 0.03  # of the error: where slopes do not add up by this much, there is no derivative
+OTHERS = 5  # directions that a suspect one is added to
 
 
 @dataclass(frozen=True)
@@ -199,6 +210,38 @@ def retried(
         first.suspect & second.suspect & same,
         first.kinked,
     )
+
+
+def without_derivative(bench: Bench, lines: Lines, weights: Floats, judged: Judgement) -> Any:
+    """Tell at which points the slopes along d, e and d + e do not add up, shape (L, C).
+
+    There the function has no derivative, though it may have a slope along every line: a limiter
+    where all its arguments vanish, ``|x| cos(3 phi)`` at the origin. Its bend along a line may well
+    be zero, but a sum that is clearly off leaves no derivative to judge by.
+    """
+    rng = bench.probe.rng("additive")
+    largest = np.abs(lines.direction).max(axis=1, keepdims=True)
+    scale = np.where(lines.direction != 0, np.abs(lines.direction), largest)
+    torn = np.zeros(judged.error.shape, dtype=bool)
+    for _ in range(OTHERS):  # by chance one of them adds up
+        other = rng.standard_normal(lines.direction.shape) * scale
+        along = [
+            make_lines(bench, lines.index, lines.point, direction, longest=lines.longest)
+            for direction in (other, lines.direction + other)
+        ]
+        (one, one_bar), (both, both_bar) = (
+            estimate(sweep(bench, made), weights).best()[:2] for made in along
+        )
+        gap = np.abs(both - one - judged.slope)
+        # Each direction is rounded for itself (`make_lines`), so they do not quite add up either.
+        left = along[1].direction - along[0].direction - lines.direction
+        rounded = np.linalg.norm(left, axis=1) / np.linalg.norm(lines.direction, axis=1)
+        size = np.abs(one) + np.abs(both) + np.abs(judged.slope)
+        unsure = BARS * (one_bar + both_bar + judged.bar + rounded[:, None] * size)
+        torn |= np.isfinite(gap) & (gap > unsure + TORN * np.abs(judged.error))
+    # What one line shows of a point holds for all lines through it.
+    points = lines.point[(torn & judged.suspect).any(axis=1)]
+    return torn | np.isin(lines.point, points)[:, None]
 
 
 @dataclass(frozen=True)

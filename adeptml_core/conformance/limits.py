@@ -1,18 +1,23 @@
 """Time: a budget for the examination of one solver, a limit for each of its calls.
 
 A solver may hang. Its calls run in the main thread under an interval timer, whose signal ends a
-Python loop, a sleep or any C code that returns to the interpreter now and then; what never returns
-can only be ended with its process (`adeptml_core.conformance.isolation`).
+Python loop, a sleep or any C code that returns to the interpreter now and then. What never returns
+can only be ended with its process: where that is the solver's own
+(`adeptml_core.conformance.isolation`), a watchdog that needs no interpreter does it.
 """
 
 import contextlib
+import faulthandler
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import IO
 
-__all__ = ["Budget", "Hang", "time_limit"]
+__all__ = ["Budget", "Hang", "end_with_the_process", "time_limit"]
+
+GRACE = 1.0  # seconds that a signal has to do its work before the process is ended
 
 
 class Hang(BaseException):
@@ -54,6 +59,27 @@ def _can_interrupt() -> bool:
     return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
 
 
+_trace: IO[str] | None = None
+
+
+def end_with_the_process(trace: IO[str]) -> None:
+    """From now on end this process where a call hangs beyond signals; `trace` then says where."""
+    global _trace  # noqa: PLW0603 - there is one process, and one watchdog in it
+    _trace = trace
+
+
+@contextlib.contextmanager
+def _watchdog(seconds: float) -> Iterator[None]:
+    if _trace is None:
+        yield
+        return
+    faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=_trace)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 @contextlib.contextmanager
 def time_limit(seconds: float, what: str) -> Iterator[None]:
     """Raise `Hang` where the block takes longer than `seconds`.
@@ -70,7 +96,8 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
     handler = signal.signal(signal.SIGALRM, ring)
     delay, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        with _watchdog(seconds):
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, delay, interval)
         signal.signal(signal.SIGALRM, handler)

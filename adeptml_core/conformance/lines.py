@@ -98,6 +98,9 @@ class Bench(Protocol):
         `multiples` has shape (P,), the same for all lines, or (L, P).
         """
 
+    def seconds(self, lines: int, multiples: int) -> float:
+        """Return about how long `at` would take for so many lines and multiples."""
+
     def pull(self, lines: Lines, cotangents: Floats) -> Floats:
         """Return the cotangent of the lines' array for each ``cotangents[l, c]``: (L, C, n)."""
 
@@ -132,6 +135,10 @@ class RowBench:
             for start in range(0, len(lines), together)
         ]
         return np.concatenate(parts)
+
+    def seconds(self, lines: int, multiples: int) -> float:
+        """Return about how long `at` would take: every line and multiple is a row."""
+        return self.probe.seconds(lines * multiples)
 
     def _at(self, lines: Lines, multiples: Floats) -> Floats:
         count = multiples.shape[-1]
@@ -180,6 +187,10 @@ class CallBench:
         """Return y, flattened, along the lines: one call for each."""
         spread = np.broadcast_to(multiples, (len(lines), multiples.shape[-1]))
         return np.stack([self._along(lines, i, row) for i, row in enumerate(spread)])
+
+    def seconds(self, lines: int, multiples: int) -> float:
+        """Return about how long `at` would take: every line and multiple is a call."""
+        return lines * multiples * self.probe.seconds(len(self.points[0][0]))
 
     def _along(self, lines: Lines, line: int, multiples: Floats) -> Floats:
         point = list(self.points[lines.point[line]])

@@ -31,7 +31,7 @@ MOST_ROWS = 2048  # beyond, numpy gains nothing more from stacking
 MOST_ELEMENTS = 2**20  # of inputs and result together: 8 MB in float64, about a cache's worth
 MOST_JACOBIAN = 2**24  # elements of a Jacobian that one call may be asked for: 128 MB
 LONGEST_CALL = 2.0  # seconds; longer stacks are cut, so that progress shows and limits bite
-SIZES_FOR_COMPILERS = (64, 512, 2048)  # a just-in-time compiler pays for each new shape
+SIZES_FOR_COMPILERS = (1, 4, 64, 512)  # a just-in-time compiler pays for each new shape
 DEFAULT_SIZES = (5, 4, 3, 6, 7)  # for symbolic sizes that only an example would tell
 
 
@@ -87,8 +87,12 @@ class Probe:
         Whether rows must not be stacked: declared so, or found so.
     noise : float, optional
         The relative noise of the solver's values, once it has been measured.
+    first_inputs : tuple of ndarray, optional
+        Where the solver was linearised for the very first time: what it keeps, it has from there.
     trials : list
         What the solver did with other options, before it was called with these.
+    curves : list of dict
+        The step sweeps behind each gradient that was examined, for plots.
     changes_at_import, changes_at_first_call : dict
         Global state that changed then: (before, after) by name.
     """
@@ -115,10 +119,14 @@ class Probe:
         self.writes_inputs = ""
         self.coupled = not spec.row_independent
         self.noise: float | None = None
+        self.first_inputs: Inputs | None = None
         self.trials: list[Any] = []
+        self.curves: list[dict[str, Any]] = []
         self.changes_at_import: dict[str, tuple[Any, Any]] = {}
         self.changes_at_first_call: dict[str, tuple[Any, Any]] = {}
         self._timings: dict[int, list[float]] = {}
+        self._pull_timings: dict[int, list[float]] = {}
+        self._first_and_later: list[dict[int, list[float]]] = [self._timings]
         self._sizes: dict[str, int] = {}
 
     def with_options(self, changed: Mapping[str, object]) -> "Probe":
@@ -137,6 +145,9 @@ class Probe:
             self.coupled,
             self.noise,
         )
+        # What one has learnt about the cost of new shapes, all know.
+        other._first_and_later = self._first_and_later
+        self._first_and_later.append(other._timings)
         return other
 
     def give_copies(self, message: str) -> None:
@@ -198,12 +209,17 @@ class Probe:
 
     def linearize(self, inputs: Inputs) -> tuple[AnyArray, Pullback]:
         """Return y and the pullback, whose calls are limited as well."""
+        if self.first_inputs is None:
+            self.first_inputs = tuple(np.array(value) for value in inputs)
         with self._call("forward", len(inputs[0])):
             y, pullback = self.solver.linearize(*inputs)
 
         def limited(cotangent: AnyArray) -> tuple[AnyArray | None, ...]:
+            started = time.perf_counter()
             with self._call("pullback"):
-                return pullback(cotangent)
+                pulled = pullback(cotangent)
+            self._pull_timings.setdefault(len(y), []).append(time.perf_counter() - started)
+            return pulled
 
         return y, limited
 
@@ -224,18 +240,27 @@ class Probe:
 
     def seconds(self, rows: int) -> float:
         """Return what a forward of that many rows will take, judged by those seen so far."""
-        seen = {n: min(times) for n, times in self._timings.items()}
-        if not seen:
-            return 0.0
-        few, many = min(seen), max(seen)
-        slope = max(0.0, (seen[many] - seen[few]) / (many - few)) if many > few else 0.0
-        return max(seen[few] + slope * (rows - few), min(seen.values()))
+        return _expected(self._timings, rows)
+
+    def pull_seconds(self, rows: int) -> float:
+        """Return what a pullback of that many rows will take, judged by those seen so far."""
+        return _expected(self._pull_timings, rows)
 
     @property
     def compiles(self) -> bool:
         """Whether a new shape costs much more than a known one: a just-in-time compiler."""
-        again = [(times[0], min(times[1:])) for times in self._timings.values() if times[1:]]
-        return any(first > 0.05 and first > 5 * second for first, second in again[1:] or again)
+        again = [
+            (times[0], min(times[1:]))
+            for timings in self._first_and_later
+            for times in timings.values()
+            if times[1:]
+        ]
+        return any(first > 0.05 and first > 5 * later for first, later in again)
+
+    def rows_worth(self, rows: int) -> int:
+        """Return `rows`, or the next size that serves all checks where each new one is compiled."""
+        fitting = [n for n in SIZES_FOR_COMPILERS if n >= rows]
+        return fitting[0] if self.compiles and fitting else rows
 
     # -- inputs --
 
@@ -370,15 +395,15 @@ class Probe:
         per_row = self.seconds(2) - self.seconds(1)
         if per_row > 0:
             rows = min(rows, int(LONGEST_CALL / per_row))
+        if self.compiles:
+            rows = min(rows, SIZES_FOR_COMPILERS[-1])
         return max(1, rows)
 
     def _chunks(self, total: int, most: int) -> Iterator[tuple[slice, int]]:
         """Yield slices of a stack and the size to pad each to."""
         for start in range(0, total, most):
             size = min(most, total - start)
-            fitting = [n for n in SIZES_FOR_COMPILERS if size <= n <= most]
-            padded = fitting[0] if self.compiles and fitting else size
-            yield slice(start, start + size), padded
+            yield slice(start, start + size), min(self.rows_worth(size), max(most, size))
 
     def _padded(self, inputs: Inputs, rows: slice, size: int) -> Inputs:
         part = self.take(inputs, rows)
@@ -432,6 +457,15 @@ class Probe:
             else np.array(value, np.float64)[:count].reshape(count, -1)
             for i, value in enumerate(pulled)
         )
+
+
+def _expected(timings: Mapping[int, list[float]], rows: int) -> float:
+    seen = {n: min(times) for n, times in timings.items()}
+    if not seen:
+        return 0.0
+    few, many = min(seen), max(seen)
+    slope = max(0.0, (seen[many] - seen[few]) / (many - few)) if many > few else 0.0
+    return max(seen[few] + slope * (rows - few), min(seen.values()))
 
 
 def _joined(parts: list[tuple[AnyArray | None, ...]]) -> tuple[AnyArray | None, ...]:

@@ -22,7 +22,7 @@ def check_bounds_are_kept(probe: Probe) -> Finding:
         return skipped("no bounds are declared")
     rng = probe.rng("bounds")
     base = probe.examples("bounds", 8)
-    rows = ROWS if probe.seconds(ROWS) < DEAR else FEW_ROWS
+    rows = probe.rows_worth(ROWS if probe.seconds(ROWS) < DEAR else FEW_ROWS)
     tried = 0
     for dtype in probe.spec.dtypes:
         if dtype == "float16":

@@ -137,6 +137,11 @@ class Record:
             "seconds": round(self.seconds, 4),
         }
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Record":
+        """Return the record that `to_dict` told."""
+        return cls(**dict(data) | {"status": Status(data["status"])})
+
 
 @dataclass(frozen=True, slots=True)
 class SolverReport:
@@ -180,6 +185,13 @@ class SolverReport:
             "output": self.output,
             "checks": [record.to_dict() for record in self.records],
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "SolverReport":
+        """Return the report that `to_dict` told; with curves, if they were told as well."""
+        fields = dict(data)
+        records = tuple(Record.from_dict(record) for record in fields.pop("checks"))
+        return cls(records=records, **fields)
 
 
 def verdict_of(records: Iterable[Record]) -> str:

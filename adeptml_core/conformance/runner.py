@@ -10,9 +10,9 @@ import io
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from adeptml_core.conformance import (
     verdicts,
 )
 from adeptml_core.conformance import settings as option_values
-from adeptml_core.conformance.limits import Budget, Hang
+from adeptml_core.conformance.limits import Budget, Hang, time_limit
 from adeptml_core.conformance.ownership import settle
 from adeptml_core.conformance.probe import Probe
 from adeptml_core.conformance.records import (
@@ -44,15 +44,18 @@ from adeptml_core.conformance.records import (
     verdict_of,
 )
 from adeptml_core.conformance.statics import Subject
-from adeptml_core.conformance.surroundings import AT_IMPORT, Watch
+from adeptml_core.conformance.surroundings import AT_IMPORT, Watch, as_it_was
 from adeptml_core.errors import ConfigError, ContractError, Unavailable
 from adeptml_core.spec import SolverSpec
 
-__all__ = ["PARTS", "Check", "Run", "Settings", "check_ids", "checks_of", "run"]
+__all__ = ["PARTS", "Check", "Run", "Settings", "check_ids", "checks_of"]
 
 PARTS = ("static", "contract", "gradient")
 GROUND = ("example", "results")
 """Where these have failed, there is nothing to stand on."""
+
+UNCALLED = ("sizes", "example")
+"""These do not call the solver, and come before its first call."""
 
 STEADY = ("inputs-unchanged", "deterministic", "pullback-repeatable", "pullback-own-call")
 """Where one of these has failed, every comparison of two calls may fail as well."""
@@ -119,10 +122,6 @@ class Settings:
     directions: int | None = None
 
 
-Progress = Callable[[str, str, int, int], None]
-"""``progress(solver, check title, number, of how many)``, called before each check."""
-
-
 def _static(spec: SolverSpec) -> Iterator[Check]:
     def check(name: str, title: str, function: Callable[..., Finding]) -> Check:
         return Check(name, title, "static", function, needs=())
@@ -131,7 +130,6 @@ def _static(spec: SolverSpec) -> Iterator[Check]:
     yield check("light-module", "the light module is light", statics.check_light_module_is_light)
     yield check("functions", "the functions exist", statics.check_functions_exist)
     yield check("parameters", "the functions take what is declared", statics.check_parameters_agree)
-    yield check("sizes", "every size is determined", statics.check_sizes_are_determined)
     yield check("inputs-known", "there is something to try", statics.check_example_is_declared)
     yield check(
         "expected-failures",
@@ -142,7 +140,14 @@ def _static(spec: SolverSpec) -> Iterator[Check]:
 
 def _basic(spec: SolverSpec) -> Iterator[Check]:
     yield Check(
-        "example", "the example is valid", "contract", basics.check_example_is_valid, ("functions",)
+        "sizes", "every size is given", "contract", basics.check_sizes_are_given, ("functions",)
+    )
+    yield Check(
+        "example",
+        "the example is valid",
+        "contract",
+        basics.check_example_is_valid,
+        ("functions", "sizes"),
     )
     yield Check(
         "results",
@@ -181,7 +186,11 @@ def _contract(spec: SolverSpec) -> Iterator[Check]:
         "pullback-linear", "linear in the cotangent", pullbacks.check_pullback_is_linear, *STEADY
     )
     yield check(
-        "rows-independent", "rows are independent", batches.check_rows_are_independent, *STEADY
+        "rows-independent",
+        "rows are independent",
+        batches.check_rows_are_independent,
+        *STEADY,
+        "pullback-linear",
     )
     yield check(
         "batch-sizes",
@@ -191,7 +200,11 @@ def _contract(spec: SolverSpec) -> Iterator[Check]:
         "rows-independent",
     )
     yield check(
-        "shared-args", "shared args sum", batches.check_shared_args_sum_their_batch, *STEADY
+        "shared-args",
+        "shared args sum",
+        batches.check_shared_args_sum_their_batch,
+        *STEADY,
+        *(f"gradient.{a.name}" for a in spec.args if a.differentiable),
     )
     yield check("global-state", "global state is kept", surroundings.check_global_state_is_kept)
     yield check("special-values", "special values", ranges.check_special_values_are_finite)
@@ -208,6 +221,7 @@ def _contract(spec: SolverSpec) -> Iterator[Check]:
         basics.check_precision_is_kept,
         *STEADY,
         *_further(spec),
+        *_further_gradients(spec),
     )
     for dtype in spec.dtypes:
         if np.dtype(dtype) != _best(spec):
@@ -225,6 +239,13 @@ def _further(spec: SolverSpec) -> tuple[str, ...]:
     return tuple(f"results.{d}" for d in spec.dtypes if np.dtype(d) != _best(spec))
 
 
+def _further_gradients(spec: SolverSpec) -> tuple[str, ...]:
+    """Return the checks of gradients in the other dtypes: they say more about what is wrong."""
+    names = [a.name for a, d in zip(spec.inputs, spec.differentiable, strict=True) if d]
+    others = [d for d in spec.dtypes if np.dtype(d) != _best(spec)]
+    return tuple(f"gradient.{name}.{dtype}" for name in names for dtype in others)
+
+
 def _wrong_x(spec: SolverSpec) -> tuple[str, ...]:
     """Return the check that says whether it is the pullback that jvp disagrees with."""
     return (f"gradient.{spec.x.name}",)
@@ -236,7 +257,7 @@ def _late(spec: SolverSpec) -> Iterator[Check]:
         "other options",
         "contract",
         option_values.check_options_are_followed,
-        explained_by=STEADY,
+        explained_by=(*STEADY, "pullback-linear"),
     )
     yield Check(
         "threads",
@@ -308,14 +329,30 @@ class Run:
     ----------
     subject : Subject
     wanted : Settings, optional
+    output : text stream, optional
+        Takes what the solver prints; None: the report does.
+
+    Attributes
+    ----------
+    begun, ended : callable
+        Called with each `Check` as it begins, with each `Record` as it ends; a check that asks for
+        the record of another one ends after it.
     """
 
-    def __init__(self, subject: Subject, wanted: Settings | None = None) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        wanted: Settings | None = None,
+        *,
+        output: IO[str] | None = None,
+    ) -> None:
         self.subject = subject
         self.settings = wanted or Settings()
+        self.begun: Callable[[Check], object] = lambda check: None
+        self.ended: Callable[[Record], object] = lambda record: None
         self.checks = {check.id: check for check in checks_of(subject.spec, self.settings)}
         self.budget = Budget(self.settings.budget)
-        self.output = io.StringIO()
+        self.output: IO[str] = output or io.StringIO()
         self.unavailable = ""
         self.hang = ""
         self.watch = Watch()
@@ -323,7 +360,7 @@ class Run:
 
     @functools.cached_property
     def probe(self) -> Probe:
-        """The solver under examination, after its very first calls."""
+        """The solver under examination, not called yet."""
         probe = Probe(
             self.subject.spec,
             _options_for(self.subject.spec, self.settings.options.get(self.subject.spec.name, {})),
@@ -333,24 +370,28 @@ class Run:
             distribution=self.subject.distribution,
             version=self.subject.version,
         )
-        for role in self.subject.declared():
-            probe.solver.function(role)
+        with time_limit(self.settings.limit, f"importing {self.subject.spec.name}"):
+            for role in self.subject.declared():
+                probe.solver.function(role)
         imported = self.watch.changes()
         probe.changes_at_import = {k: v for k, v in imported.items() if k in AT_IMPORT}
-        watch = Watch()
-        try:
-            if "options" in self.checks:
-                probe.trials = option_values.tried_first(probe)
-            settle(probe)
-        finally:
-            probe.changes_at_first_call = watch.changes()
-            watch.restore()
+        return probe
+
+    @functools.cached_property
+    def settled_probe(self) -> Probe:
+        """The solver under examination, after its very first calls."""
+        probe, watch = self.probe, Watch()
+        if "options" in self.checks:
+            probe.trials = option_values.tried_first(probe)
+        settle(probe)
+        probe.changes_at_first_call = watch.changes()
         return probe
 
     def record(self, name: str) -> Record:
         """Return the record of the check called `name`, run now if it has not run yet."""
         if name not in self._records:
             check = self.checks[name]
+            self.begun(check)
             started = time.perf_counter()
             finding = self._expected(check, self._finding(check))
             self._records[name] = Record(
@@ -361,6 +402,7 @@ class Run:
                 finding.data,
                 time.perf_counter() - started,
             )
+            self.ended(self._records[name])
         return self._records[name]
 
     def _finding(self, check: Check) -> Finding:
@@ -392,20 +434,21 @@ class Run:
             cause = name in self.checks and self.record(name)
             if not cause or cause.status not in (Status.FAILED, Status.EXPECTED_FAILURE):
                 continue
-            # Wrong options explain a wrong gradient only where a cache mixes them up.
-            if name == "options" and cause.data.get("diagnosis") != Diagnosis.STALE_STATE:
+            diagnosis = cause.data.get("diagnosis")
+            # Wrong options explain a wrong gradient only where a cache mixes them up;
+            if name == "options" and diagnosis != Diagnosis.STALE_STATE:
+                continue
+            # a wrong gradient explains wrong sums only where it is another array's.
+            if check.id == "shared-args" and name not in STEADY and diagnosis != Diagnosis.ARG:
                 continue
             return skipped(f"{finding.status} as well, as it must: see '{name}'")
         return finding
 
     def _run(self, check: Check) -> Finding:
         """Run one check; whatever the solver does, there is a finding."""
-        subject: Any = self.subject
         try:
             with self._contained():
-                if check.part != "static":
-                    subject = self.probe
-                return check.function(subject)
+                return self._called(check)
         except Unavailable as error:
             self.unavailable = error.reason
             return skipped(f"unavailable: {error.reason}")
@@ -422,6 +465,16 @@ class Run:
         except BaseException as error:
             return _raised(error)
 
+    def _called(self, check: Check) -> Finding:
+        if check.id in UNCALLED:
+            return check.function(self.probe)
+        if check.part != "static":
+            return check.function(self.settled_probe)
+        if check.id != "functions":
+            return check.function(self.subject)
+        with time_limit(self.settings.limit, f"importing {self.subject.spec.name}"):
+            return check.function(self.subject)  # the first that imports the solver's module
+
     @contextlib.contextmanager
     def _contained(self) -> Iterator[None]:
         """Keep what the solver prints and warns out of the report; warnings are no errors here."""
@@ -429,6 +482,7 @@ class Run:
             contextlib.redirect_stdout(self.output),
             contextlib.redirect_stderr(self.output),
             warnings.catch_warnings(),
+            as_it_was(),
         ):
             warnings.simplefilter("ignore")
             yield
@@ -448,17 +502,9 @@ class Run:
             )
         return finding
 
-    def report(self, progress: Progress | None = None) -> SolverReport:
-        """Run all checks and return the report."""
-        total = len(self.checks)
-        for number, (name, check) in enumerate(self.checks.items(), start=1):
-            if progress is not None:
-                progress(self.subject.name or self.subject.spec.name, check.title, number, total)
-            self.record(name)
-        return self._reported()
-
-    def _reported(self) -> SolverReport:
-        records = tuple(self._records[name] for name in self.checks)
+    def report(self) -> SolverReport:
+        """Run all checks that have not run yet, and return the report."""
+        records = tuple(self.record(name) for name in self.checks)
         probe = self.__dict__.get("probe")
         return SolverReport(
             name=self.subject.name or self.subject.spec.name,
@@ -472,7 +518,8 @@ class Run:
             calls=probe.calls if probe else 0,
             tolerance=self.subject.spec.tolerance,
             options=probe.solver.options if probe else {},
-            output=self.output.getvalue(),
+            curves=tuple(probe.curves) if probe else (),
+            output=self.output.getvalue() if isinstance(self.output, io.StringIO) else "",
         )
 
 
@@ -500,11 +547,3 @@ def _options_for(spec: SolverSpec, given: Mapping[str, object]) -> dict[str, obj
             settings = " ".join(f"--option {name}=..." for name in missing)
             raise Unavailable(f"needs a value for {', '.join(missing)}: {settings}") from error
         raise
-
-
-def run(
-    subjects: Iterable[Subject], wanted: Settings | None = None, progress: Progress | None = None
-) -> Iterator[SolverReport]:
-    """Yield the report of each solver as soon as it is finished."""
-    for subject in subjects:
-        yield Run(subject, wanted).report(progress)

@@ -71,6 +71,8 @@ def tried_first(probe: Probe) -> list[Trial]:
     for changed in variants(probe.spec, probe.solver.options):
         if len(trials) >= MOST or budget.left() <= 0:
             break
+        if probe.compiles and any(changed.keys() == trial.options.keys() for trial in trials):
+            continue  # each costs a compilation: one variant of each option
         trials.append(_trial(probe, changed))
     return trials
 

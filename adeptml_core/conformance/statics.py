@@ -3,7 +3,6 @@
 The solver's module is imported, its functions are looked at, none is called.
 """
 
-import functools
 import inspect
 import json
 import subprocess
@@ -28,7 +27,6 @@ __all__ = [
     "check_light_module_is_light",
     "check_parameters_agree",
     "check_requirements_are_met",
-    "check_sizes_are_determined",
 ]
 
 LIGHT = ("adeptml_core", "pluggy", "packaging", "typing_extensions")
@@ -114,7 +112,6 @@ def check_light_module_is_light(subject: Subject) -> Finding:
     return passed()
 
 
-@functools.lru_cache(maxsize=64)
 def imported_by(module: str) -> tuple[str, ...]:
     """Return what a fresh interpreter has imported, beyond the standard library, after `module`."""
     program = (
@@ -224,23 +221,6 @@ def _reordered(signature: inspect.Signature, wanted: tuple[str, ...]) -> str:
     if same and tuple(named) != wanted:
         return f"takes ({', '.join(named)}), but the spec declares ({', '.join(wanted)})"
     return ""
-
-
-def check_sizes_are_determined(subject: Subject) -> Finding:
-    """Catch sizes of y that no input, option or ``sizes=`` function gives."""
-    spec = subject.spec
-    known = {size for array in spec.inputs for size in array.shape}
-    known |= {option.name for option in spec.options if option.type is int}
-    unknown = [size for size in spec.y.shape if isinstance(size, str) and size not in known]
-    if unknown and spec.sizes is None:
-        return failed(
-            f"nothing gives the size {unknown[0]!r} of {spec.y.name}: declare sizes=",
-            array=spec.y.name,
-            expected=unknown[0],
-        )
-    if unknown:
-        return passed(f"{', '.join(map(str, unknown))} from sizes=")
-    return passed()
 
 
 def check_example_is_declared(subject: Subject) -> Finding:

@@ -13,9 +13,10 @@ import random
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,20 +24,17 @@ from adeptml_core.conformance.basics import cotangent_for, natural
 from adeptml_core.conformance.probe import Inputs, Probe, close
 from adeptml_core.conformance.records import Finding, failed, passed, skipped
 
-__all__ = ["WATCHED", "Watch", "check_global_state_is_kept", "check_threads_agree"]
+__all__ = ["WATCHED", "Watch", "as_it_was", "check_global_state_is_kept", "check_threads_agree"]
 
 THREADS = 4
 SECONDS = 0.4
+PATIENCE = 10.0  # seconds for the calls that are under way when time is up
 SWITCH_INTERVAL = 1e-5  # seconds between switches of the interpreter: races show sooner
 CALLS = 3
 
 
 def _digest(value: object) -> str:
     return hashlib.sha256(pickle.dumps(value)).hexdigest()[:12]
-
-
-def _numpy_random() -> str:
-    return _digest([str(part) for part in np.random.get_state(legacy=True)])
 
 
 def _of_module(module: str, read: Callable[[Any], object], default: object) -> object:
@@ -55,25 +53,71 @@ def _jax_x64() -> object:
     return _of_module("jax", lambda jax: bool(jax.config.jax_enable_x64), asked)
 
 
-WATCHED: dict[str, Callable[[], Any]] = {
-    "numpy's error state (np.seterr)": lambda: dict(np.geterr()),
-    "numpy's global random state": _numpy_random,
-    "python's random state": lambda: _digest(random.getstate()),
-    "the working directory": os.getcwd,
-    "the environment variables": lambda: dict(os.environ),
-    "jax's x64 flag": _jax_x64,
-    "the warning filters": lambda: len(warnings.filters),
-    "the recursion limit": sys.getrecursionlimit,
-    "numpy's print options": lambda: _digest(str(np.get_printoptions())),
-    "the handler of SIGINT": lambda: signal.getsignal(signal.SIGINT),
-    "torch's default dtype": lambda: str(
-        _of_module("torch", lambda torch: torch.get_default_dtype(), "torch.float32")
+def _set_jax_x64(value: Any) -> None:
+    if _jax_x64() != value:
+        _of_module("jax", lambda jax: jax.config.update("jax_enable_x64", value), None)
+
+
+def _set_environment(value: dict[str, str]) -> None:
+    for name in set(os.environ) - set(value):
+        del os.environ[name]
+    os.environ.update(value)
+
+
+def _set_filters(value: list[Any]) -> None:
+    if list(warnings.filters) != value:
+        warnings.filters[:] = value  # type: ignore[index] # a list, whatever the stubs say
+        warnings._filters_mutated()  # type: ignore[attr-defined] # as catch_warnings does
+
+
+def _set_interrupt(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _torch_dtype() -> object:
+    return _of_module("torch", lambda torch: torch.get_default_dtype(), None)
+
+
+def _torch_random() -> object:
+    return _of_module("torch", lambda torch: torch.random.get_rng_state(), None)
+
+
+class Thing(NamedTuple):
+    """Something global: how it is read, how it is put back, and what of it is compared."""
+
+    read: Callable[[], Any]
+    put: Callable[[Any], object]
+    shown: Callable[[Any], Any] = lambda value: value
+
+
+WATCHED: dict[str, Thing] = {
+    "numpy's error state (np.seterr)": Thing(np.geterr, lambda value: np.seterr(**value)),
+    "numpy's global random state": Thing(
+        np.random.get_state, np.random.set_state, lambda value: _digest([str(v) for v in value])
     ),
-    "torch's random state": lambda: _of_module(
-        "torch", lambda torch: _digest(torch.random.get_rng_state().numpy().tobytes()), None
+    "python's random state": Thing(random.getstate, random.setstate, _digest),
+    "the working directory": Thing(os.getcwd, os.chdir),
+    "the environment variables": Thing(lambda: dict(os.environ), _set_environment),
+    "jax's x64 flag": Thing(_jax_x64, _set_jax_x64),
+    "the warning filters": Thing(lambda: list(warnings.filters), _set_filters, len),
+    "the recursion limit": Thing(sys.getrecursionlimit, sys.setrecursionlimit),
+    "numpy's print options": Thing(
+        np.get_printoptions, lambda value: np.set_printoptions(**value), lambda v: _digest(str(v))
+    ),
+    "the handler of SIGINT": Thing(lambda: signal.getsignal(signal.SIGINT), _set_interrupt),
+    "torch's default dtype": Thing(
+        _torch_dtype,
+        lambda value: value and sys.modules["torch"].set_default_dtype(value),
+        lambda value: value and str(value),
+    ),
+    "torch's random state": Thing(
+        _torch_random,
+        lambda value: value is not None and sys.modules["torch"].random.set_rng_state(value),
+        lambda value: None if value is None else _digest(value.numpy().tobytes()),
     ),
 }
-"""What is watched, and how it is read."""
+"""What is watched. None stands for what a module that is not loaded would have."""
 
 AT_IMPORT = (
     "numpy's error state (np.seterr)",
@@ -89,25 +133,16 @@ class Watch:
     """The watched state at one moment."""
 
     def __init__(self) -> None:
-        self.state = {name: read() for name, read in WATCHED.items()}
+        self.state = {name: thing.read() for name, thing in WATCHED.items()}
         self.threads = _threads()
-        self._errors = np.geterr()
-        self._numpy = np.random.get_state()
-        self._python = random.getstate()
-        self._folder = os.getcwd()
-        self._environment = dict(os.environ)
-        self._print = np.get_printoptions()
-        self._recursion = sys.getrecursionlimit()
 
     def changes(self) -> dict[str, tuple[Any, Any]]:
         """Return what has changed since: (before, now) by name."""
-        now = {name: read() for name, read in WATCHED.items()}
-        found = {
-            name: (was, now[name])
-            for name, was in self.state.items()
-            # torch came in the meantime: its state has no before.
-            if now[name] != was and was is not None
-        }
+        found = {}
+        for name, thing in WATCHED.items():
+            was, now = thing.shown(self.state[name]), thing.shown(thing.read())
+            if now != was and was is not None:  # None: its module came in the meantime
+                found[name] = (was, now)
         started = _threads() - self.threads
         if started:
             names = sorted(thread.name for thread in started)
@@ -116,17 +151,24 @@ class Watch:
 
     def restore(self) -> None:
         """Put back what can be put back."""
-        np.seterr(**self._errors)
-        np.random.set_state(self._numpy)
-        random.setstate(self._python)
-        os.chdir(self._folder)
-        for name in set(os.environ) - set(self._environment):
-            del os.environ[name]
-        os.environ.update(self._environment)
-        sys.setrecursionlimit(self._recursion)
-        jax = sys.modules.get("jax")
-        if jax is not None and _jax_x64() != self.state["jax's x64 flag"]:
-            jax.config.update("jax_enable_x64", self.state["jax's x64 flag"])
+        for name, thing in WATCHED.items():
+            thing.put(self.state[name])
+
+
+@contextlib.contextmanager
+def as_it_was() -> Iterator[None]:
+    """Put everything back at the end, so that a check finds the same world alone and after others.
+
+    And before: the random states move on, as they would in a program at work. A solver that seeds
+    them would show no change where they stand at that very seed.
+    """
+    watch = Watch()
+    np.random.random()
+    random.random()
+    try:
+        yield
+    finally:
+        watch.restore()
 
 
 def _threads() -> set[threading.Thread]:
@@ -141,13 +183,10 @@ def check_global_state_is_kept(probe: Probe) -> Finding:
     for name, (before, after) in probe.changes_at_import.items():
         return _state_finding(probe, f"importing the solver changes {name}", name, before, after)
     watch = Watch()
-    try:
-        for number in range(CALLS):
-            y, pullback = probe.linearize(natural(probe, 4, f"watched {number}"))
-            pullback(cotangent_for(y, probe.rng("watched")))
-        changes = {**probe.changes_at_first_call, **watch.changes()}
-    finally:
-        watch.restore()
+    for number in range(CALLS):
+        y, pullback = probe.linearize(natural(probe, 4, f"watched {number}"))
+        pullback(cotangent_for(y, probe.rng("watched")))
+    changes = {**probe.changes_at_first_call, **watch.changes()}
     for name, (before, after) in changes.items():
         return _state_finding(probe, f"calling the solver changes {name}", name, before, after)
     return passed(f"{len(WATCHED) + 1} things watched")
@@ -199,8 +238,17 @@ def check_threads_agree(probe: Probe) -> Finding:
             thread.start()
         stop.wait(duration)
         stop.set()
+        deadline = time.monotonic() + min(probe.limit, PATIENCE)
         for thread in threads:
-            thread.join(timeout=probe.limit)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+    stuck = sum(thread.is_alive() for thread in threads)
+    if stuck:
+        return failed(
+            f"called from {THREADS} threads at once, {stuck} calls never come back: a lock that is "
+            f"taken and not given back, or a thread that only the main one can be.\n{ADVICE}",
+            got=f"{stuck} of {THREADS} threads stuck",
+            expected="results",
+        )
     if errors:
         return failed(
             f"called from {THREADS} threads at once, the solver raises "

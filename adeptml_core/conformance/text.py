@@ -36,6 +36,7 @@ def solver_lines(
         return
     for record in shown:
         yield from _record_lines(record, paint, width, debug)
+    yield from _printed_lines(report, paint, width)
     if shown and not all(record.status is Status.EXPECTED_FAILURE for record in shown):
         yield ""
 
@@ -81,6 +82,15 @@ def _record_lines(record: Record, paint: Paint, width: int | None, debug: bool) 
     if debug and record.data.get("traceback"):
         for line in str(record.data["traceback"]).splitlines():
             yield f"   {paint(printable(line), 'dim')}"
+
+
+def _printed_lines(report: SolverReport, paint: Paint, width: int | None) -> Iterator[str]:
+    """Say that the solver printed, with a taste of it; --json and --report have it all."""
+    lines = [line.strip() for line in report.output.splitlines() if line.strip()]
+    if lines:
+        text = f"it printed {len(lines)} line{'s' * (len(lines) > 1)}, first: {lines[0][:60]}"
+        for line in paragraph(text, width=width, first="   ", indent="     "):
+            yield paint(line, "dim")
 
 
 def summary_line(reports: Sequence[SolverReport], problems: int, seed: int) -> str:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from adeptml_core.conformance.curves import curve_of
 from adeptml_core.conformance.diagnosis import diagnose, locate
 from adeptml_core.conformance.gradients import Examination, examine
 from adeptml_core.conformance.probe import Probe
@@ -18,6 +19,7 @@ QUANTILE = 0.3
 CLEARLY = 10.0
 TINY = 1e-200
 SLOPE_ERRORS, SLOPE_TOLERANCES = 10.0, 30.0
+FEW, MOST_AGREE = 8, 0.8  # probes that can see a factor, and how many of them must show it
 
 
 def check_gradient(
@@ -27,6 +29,7 @@ def check_gradient(
     dtype = np.dtype(dtype)
     examined = examine(probe, index, dtype, directions=directions, thorough=dtype == probe.dtype)
     finding = finding_of(examined)
+    probe.curves.append(curve_of(examined, str(finding.status)))
     if dtype != probe.dtype and finding.status == "inconclusive":
         return skipped(f"{finding.message} Decided in {probe.dtype}.", **dict(finding.data))
     return finding
@@ -108,7 +111,13 @@ def _slope_is_off(examined: Examination) -> bool:
         return False
     slope = float(p @ q / (q @ q))
     error = float(np.sqrt(np.sum((p - slope * q) ** 2) / (len(p) - 1) / (q @ q)))
-    return abs(slope - 1) > SLOPE_ERRORS * error + SLOPE_TOLERANCES * examined.tolerance
+    if abs(slope - 1) <= SLOPE_ERRORS * error + SLOPE_TOLERANCES * examined.tolerance:
+        return False
+    # A factor shows wherever it can be seen; a few probes with too small a bar are no factor.
+    clear = np.abs(judged.slope[good]) * abs(slope - 1) > 3 * judged.bar[good]
+    ratio = judged.claimed[good][clear] / judged.slope[good][clear] - 1
+    agree = (ratio > 0.3 * (slope - 1)) if slope > 1 else (ratio < 0.3 * (slope - 1))
+    return len(ratio) >= FEW and bool(agree.mean() > MOST_AGREE)
 
 
 def _failed(examined: Examination) -> Finding:
@@ -126,7 +135,7 @@ def _failed(examined: Examination) -> Finding:
         data["point"] = examined.labels[wrong[0][0]]
         data["step"] = float(examined.judged.step[tuple(wrong[0])])
     index = expected = got = None
-    if entry is not None:
+    if entry is not None and entry.relative > examined.tolerance:
         index, expected, got = entry.index, entry.expected, entry.returned
         data |= {"relative_error": entry.relative, "bar": entry.bar, "output": entry.output}
         output = f" of y{list(entry.output)}" if entry.output else ""

@@ -562,6 +562,122 @@ def refuses():
     )
 
 
+def limiter():
+    """Minmod: where all its arguments vanish it has a slope along every line, and no derivative."""
+
+    def parts(x):
+        a, b = x - np.roll(x, 1, 1), np.roll(x, -1, 1) - x
+        return a, b, a * b > 0, np.abs(a) < np.abs(b)
+
+    def forward(x):
+        a, b, same, first = parts(x)
+        return x - 0.3 * np.where(same, np.where(first, a, b), 0)
+
+    def vjp(x, g):
+        _, _, same, first = parts(x)
+        da, db = -0.3 * np.where(same & first, g, 0), -0.3 * np.where(same & ~first, g, 0)
+        return g + da - np.roll(da, -1, 1) + np.roll(db, 1, 1) - db
+
+    return spec("limiter", forward=forward, vjp=vjp, example=draws((10,)))
+
+
+def yield_stress():
+    """A dead zone: most outputs do not move at all until a threshold, and then at once."""
+    return spec(
+        "yield-stress",
+        forward=lambda x: np.sign(x) * np.maximum(np.abs(x) - 0.5, 0),
+        vjp=lambda x, g: (np.abs(x) > 0.5) * g,
+        example=draws((N,)),
+    )
+
+
+def noisy_both_ways():
+    """Noise of 1e-6 in value and gradient, as declared: small cotangents drown in it."""
+    noise = np.random.default_rng()
+
+    def forward(x):
+        return (np.sin(x) + 1e-6 * noise.standard_normal(x.shape)).astype(x.dtype)
+
+    def vjp(x, g):
+        return (np.cos(x) * g + 1e-6 * noise.standard_normal(x.shape)).astype(x.dtype)
+
+    return spec(
+        "noisy-both-ways", deterministic=False, forward=forward, vjp=vjp, example=draws((N,))
+    )
+
+
+def periodic_box():
+    """Positions wrapped into a box: they jump, their derivative does not."""
+    return spec(
+        "periodic-box",
+        forward=lambda x: np.mod(3 * x, 1.0),
+        vjp=lambda x, g: 3 * g,
+        example=draws((N,)),
+    )
+
+
+def eigenvalues():
+    """Eigenvalues of a symmetric matrix, which have no derivative where two meet."""
+
+    def symmetric(x):
+        return (x + np.swapaxes(x, 1, 2)) / 2
+
+    def vjp(x, g):
+        vectors = np.linalg.eigh(symmetric(x))[1]
+        return np.einsum("bik,bk,bjk->bij", vectors, g, vectors)
+
+    return spec(
+        "eigenvalues",
+        x=Array("M", ("n", "n")),
+        forward=lambda x: np.linalg.eigvalsh(symmetric(x)),
+        vjp=vjp,
+        example=draws((4, 4)),
+    )
+
+
+def permeable():
+    """Permeabilities over seven decades beside pressures of 1e6, in SI units."""
+
+    def forward(x, k):
+        return -k / 1e-3 * np.diff(x, axis=1) / 0.1
+
+    def vjp(x, g, k):
+        dx = np.zeros_like(x)
+        flux = -k / 1e-4 * g
+        dx[:, 1:] += flux
+        dx[:, :-1] -= flux
+        return dx, -np.diff(x, axis=1) / 1e-4 * g
+
+    return spec(
+        "permeable",
+        x=Array("p", (6,), unit="Pa", low=0.0, high=1e8),
+        y=Array("u", (5,), unit="m/s"),
+        args=(
+            Array("k", (5,), unit="m^2", low=1e-16, high=1e-9, differentiable=True, batched=True),
+        ),
+        forward=forward,
+        vjp=vjp,
+        example=lambda rng, batch: (
+            1e6 * rng.uniform(0.5, 1.5, (batch, 6)),
+            10 ** rng.uniform(-13, -11, (batch, 5)),
+        ),
+    )
+
+
+def near_singular():
+    """A linear solve of condition 1e8."""
+    rng = np.random.default_rng(4)
+    left, right = (np.linalg.qr(rng.standard_normal((N, N)))[0] for _ in range(2))
+    matrix = left @ np.diag(10.0 ** np.linspace(0, -8, N)) @ right
+    return spec(
+        "near-singular",
+        dtypes=("float64",),
+        forward=lambda x: np.linalg.solve(matrix, x.T).T.copy(),
+        vjp=lambda x, g: np.linalg.solve(matrix.T, g.T).T.copy(),
+        example=draws((N,)),
+    )
+
+
 AWKWARD = {
     factory.__name__.replace("_", " "): factory
     for factory in (
@@ -600,5 +716,12 @@ AWKWARD = {
         chaotic,
         positive,
         refuses,
+        limiter,
+        yield_stress,
+        noisy_both_ways,
+        periodic_box,
+        eigenvalues,
+        permeable,
+        near_singular,
     )
 }

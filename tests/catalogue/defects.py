@@ -343,6 +343,167 @@ def unknown_expectation(slipped="unknown", **changed):
     )
 
 
+def single_factor(slipped="factor", **changed):
+    """``y = x^2``, whose derivative in float32 has a literal that lost its last digits."""
+
+    def vjp(x, g):
+        two = 2.02 if slipped == "factor" and x.dtype == np.float32 else 2.0
+        return x.dtype.type(two) * x * g
+
+    return spec("single-factor", forward=lambda x: x**2, vjp=vjp, example=draws((N,)), **changed)
+
+
+def product(slipped="outer", **changed):
+    """``y = A x`` with the matrix an arg: its gradient is an outer product, easily turned."""
+
+    def forward(x, A):
+        return np.einsum("bij,bj->bi", A, x)
+
+    def vjp(x, g, A):
+        pair = "bi,bj->bji" if slipped == "outer" else "bi,bj->bij"
+        return np.einsum("bi,bij->bj", g, A), np.einsum(pair, g, x)
+
+    return spec(
+        "product",
+        args=(Array("A", ("n", "n"), differentiable=True, batched=True),),
+        forward=forward,
+        vjp=vjp,
+        example=draws((4,), (4, 4)),
+        **changed,
+    )
+
+
+def dense(slipped="transpose", n=150, **changed):
+    """A dense linear layer, too large to be compared entry by entry."""
+    weights = np.random.default_rng(6).standard_normal((n, n)) / np.sqrt(n)
+
+    def vjp(x, g):
+        w = weights.astype(x.dtype)
+        return g @ (w.T if slipped == "transpose" else w)
+
+    return spec(
+        "dense",
+        forward=lambda x: x @ weights.T.astype(x.dtype),
+        vjp=vjp,
+        example=draws((n,)),
+        **changed,
+    )
+
+
+def mirrored_ends(slipped="ends", n=100, **changed):
+    """A stencil with mirrored ends, which the adjoint forgets."""
+    matrix = 2.3 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+    adjoint = np.array(matrix)
+    if slipped == "ends":
+        adjoint[0, 1] = adjoint[-1, -2] = 0
+
+    def vjp(x, g):
+        return g @ adjoint.astype(x.dtype) + 0.1 * np.cos(x) * g
+
+    return spec(
+        "mirrored-ends",
+        forward=lambda x: x @ matrix.T.astype(x.dtype) + 0.1 * np.sin(x),
+        vjp=vjp,
+        example=draws((n,)),
+        **changed,
+    )
+
+
+def sizes_lack_one(slipped="lacks", **changed):
+    """A result of a size that ``sizes=`` was to give, and does not."""
+    return spec(
+        "sizes-lack-one",
+        y=Array("y", ("m",)),
+        sizes=lambda: {"k" if slipped == "lacks" else "m": 3},
+        forward=lambda x: np.stack([x.sum(1), (x**2).sum(1), (x**3).sum(1)], axis=1),
+        vjp=lambda x, g: g[:, :1] + 2 * x * g[:, 1:2] + 3 * x**2 * g[:, 2:],
+        example=draws((N,)),
+        **changed,
+    )
+
+
+def popped_tape(slipped="pops", **changed):
+    """Four steps on a tape, which the pullback uses up, or reads backwards."""
+
+    def forward(x):
+        tape, y = [], x
+        for _ in range(4):
+            tape.append(y)
+            y = np.sin(y) + y / 2
+
+        def pullback(g):
+            left = tape if slipped == "pops" else list(tape)
+            for _ in range(4):
+                g = g * (np.cos(left.pop()) + 0.5)
+            return g
+
+        return y, pullback
+
+    return spec("popped-tape", mode="split_vjp", forward=forward, example=draws((N,)), **changed)
+
+
+def partial_key(slipped="key", **changed):
+    """A cache of results whose key lacks the arg."""
+    cache = {}
+
+    def forward(x, k):
+        key = (x.dtype, x.tobytes(), *(() if slipped == "key" else (k.shape, k.tobytes())))
+        if key not in cache:
+            cache[key] = np.exp(-k * x**2)
+        return np.array(cache[key])
+
+    def vjp(x, g, k):
+        y = np.exp(-k * x**2)
+        return -2 * k * x * y * g, -(x**2) * y * g
+
+    return spec(
+        "partial-key",
+        args=(Array("k", ("n",), low=0.1, high=3.0, differentiable=True, batched=True),),
+        forward=forward,
+        vjp=vjp,
+        example=lambda rng, batch: (
+            rng.standard_normal((batch, N)),
+            rng.uniform(0.3, 1, (batch, N)),
+        ),
+        **changed,
+    )
+
+
+def first_matrix(slipped="first", **changed):
+    """``(1 + k) y = x`` with a matrix k, whose inverse the adjoint keeps from its first call."""
+    kept = {}
+
+    def inverse(k):
+        return np.linalg.inv(np.eye(len(k)) + k).astype(k.dtype)
+
+    def vjp(x, g, k):
+        known = kept.setdefault("first", inverse(k)) if slipped == "first" else inverse(k)
+        lam = g @ known.astype(x.dtype)
+        return lam, -np.einsum("bi,bj->ij", lam, x @ inverse(k).T)
+
+    return spec(
+        "first-matrix",
+        args=(Array("k", (4, 4), differentiable=True, batched=False),),
+        forward=lambda x, k: x @ inverse(k).T,
+        vjp=vjp,
+        example=lambda rng, batch: (
+            rng.standard_normal((batch, 4)),
+            0.1 * rng.standard_normal((4, 4)),
+        ),
+        **changed,
+    )
+
+
+def coarse_cotangent(slipped="cast", **changed):
+    """Right, but for a cotangent that is cast to float32 on its way in."""
+
+    def vjp(x, g):
+        g = g.astype("float32").astype(x.dtype) if slipped == "cast" else g
+        return np.cos(x) * g
+
+    return spec("coarse-cotangent", forward=np.sin, vjp=vjp, example=draws((N,)), **changed)
+
+
 DEFECTS = {
     # gradients
     "sign": Defect(slip(spring, "sign"), "gradient.x", "sign"),
@@ -361,7 +522,13 @@ DEFECTS = {
     "one of 4096": Defect(needle, "gradient.x", "entry"),
     "far term": Defect(far_term, "gradient.x", "missing-term"),
     "noisy factor": Defect(noisy_factor, "gradient.x", "factor"),
+    "float32 factor": Defect(single_factor, "gradient.x.float32", "factor"),
+    "outer product turned": Defect(product, "gradient.A", "transpose"),
+    "transpose of 150": Defect(dense, "gradient.x", "transpose"),
+    "mirrored ends": Defect(mirrored_ends, "gradient.x", "rows"),
     # state
+    "popped tape": Defect(popped_tape, "pullback-repeatable", "stale-state"),
+    "key lacks the arg": Defect(partial_key, "pullback-own-call", "stale-state"),
     "late binding": Defect(slip(cubic, "late-binding"), "pullback-own-call", "stale-state"),
     "cached by shape": Defect(slip(cubic, "cached-by-shape"), "pullback-own-call", "stale-state"),
     "accumulates": Defect(slip(cubic, "accumulates"), "pullback-repeatable", "stale-state"),
@@ -396,6 +563,7 @@ DEFECTS = {
     "equal entries": Defect(log_mean, "special-values", "contract"),
     "overflows": Defect(overflows, "bounds", "contract"),
     "float32 inside": Defect(slip(spring, "float32-inside"), "precision", "contract"),
+    "coarse cotangent": Defect(coarse_cotangent, "precision", "contract"),
     "float32 far off": Defect(coarse_in_float32, "precision", "contract"),
     "overflows in float32": Defect(single_precision, "results.float32", "contract"),
     # shapes
@@ -412,12 +580,14 @@ DEFECTS = {
     "args in another order": Defect(wrong_order, "parameters", "contract"),
     "lacks an option": Defect(lacks_option, "parameters", "contract"),
     "leads nowhere": Defect(nowhere, "functions", "contract"),
+    "sizes lack one": Defect(sizes_lack_one, "sizes", "contract"),
     "unknown expectation": Defect(unknown_expectation, "expected-failures", "contract"),
 }
 
 SEVERAL = {
     # Defects that are several by nature: where they must show, and one good explanation.
     "swapped": Defect(slip(cubic, "swapped"), "gradient.x gradient.k", "arg"),
+    "first matrix kept": Defect(first_matrix, "gradient.x gradient.k", "stale-state"),
     "frozen coefficients": Defect(
         slip(rod, "frozen-coefficients"), "gradient.x gradient.k", "missing-term"
     ),
