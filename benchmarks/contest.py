@@ -16,6 +16,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import time
@@ -118,14 +119,18 @@ class Worker:
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.pipe, theirs = context.Pipe()
-            self.process = context.Process(target=_serve, args=(self.peer, theirs), daemon=True)
+            self.process = context.Process(
+                target=_serve, args=(self.peer, theirs, self.limit), daemon=True
+            )
             self.process.start()
             theirs.close()
         self.pipe.send(request)
         try:
-            answer = self.pipe.recv() if self.pipe.poll(self.limit) else f"> {self.limit:.0f} s"
+            answer = self.pipe.recv()
         except EOFError:
-            answer = "ran out of memory"
+            self.process.join()
+            too_long = self.process.exitcode == -signal.SIGPROF
+            answer = f"> {self.limit:.0f} s" if too_long else "ran out of memory"
         if isinstance(answer, str):
             self.close()
         return answer
@@ -138,10 +143,11 @@ class Worker:
             self.process = None
 
 
-def _serve(peer: Peer, pipe: Connection) -> None:
+def _serve(peer: Peer, pipe: Connection, limit: float) -> None:
     """Answer the parent: ``("prepare", problem)`` with results, ``("burst", count)`` with a time.
 
-    An answer that is a string says what went wrong.
+    An answer that is a string says what went wrong. The timer counts what the processor spends on
+    this process, and its signal ends it, whatever it is doing.
     """
     call: Call
     while True:
@@ -149,6 +155,7 @@ def _serve(peer: Peer, pipe: Connection) -> None:
             what, given = pipe.recv()
         except EOFError:
             return
+        signal.setitimer(signal.ITIMER_PROF, limit)
         try:
             if what == "prepare":
                 call = peer.prepare(given)
@@ -409,7 +416,12 @@ def _shapes(cells: Sequence[Cell], peers: Sequence[str]) -> list[str]:
 def parser(doc: str) -> argparse.ArgumentParser:
     """Return the options that both benchmarks take."""
     found = argparse.ArgumentParser(description=doc.splitlines()[0])
-    found.add_argument("--limit", type=float, default=60.0, help="seconds that a peer may take")
+    found.add_argument(
+        "--limit",
+        type=float,
+        default=60.0,
+        help="processor seconds that one peer may spend on one problem",
+    )
     found.add_argument("--memory", type=float, default=4.0, help="GB that a peer may take")
     found.add_argument("--only", default="", help="peers whose label contains this, and ours")
     found.add_argument("--quick", action="store_true", help="the smallest problem alone")
