@@ -55,6 +55,7 @@ SEGMENT = 2  # readings in a tenth of a second, in which the damping is constant
 WINDOW = 20  # readings in a window
 RELEASE, UNSEEN = (2.3, 0.0), (0.0, 5.5)  # (theta, omega), rad and rad/s
 DURATION, AHEAD = 40.0, 30.0  # s: of the swing learned from, and of the forecast
+DESCENTS = 3
 
 HALF = {"dt": READ * SEGMENT / 2, "steps": 1, "substeps": 1}
 TENTH = {"dt": READ, "steps": SEGMENT, "substeps": 1}
@@ -198,14 +199,7 @@ MODELS = {
 def fit(model: nn.Module, swing: Swing, steps: int) -> float:
     """Train the model and the windows' starts; return the misfit, 1 being that of the noise."""
     starts = nn.Parameter(swing.starts.clone())
-    optimizer = torch.optim.LBFGS(
-        [*model.parameters(), starts],
-        max_iter=steps,
-        max_eval=2 * steps,
-        history_size=50,
-        tolerance_change=1e-10,
-        line_search_fn="strong_wolfe",
-    )
+    learned = [*model.parameters(), starts]
 
     def terms() -> tuple[Tensor, Tensor]:
         states = model(starts, WINDOW)
@@ -213,13 +207,22 @@ def fit(model: nn.Module, swing: Swing, steps: int) -> float:
         gaps = states[:-1, -1] - starts[1:]
         return ((angles - swing.angles) / NOISE).square().mean(), (gaps / NOISE).square().mean()
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = torch.stack(terms()).sum()
-        loss.backward()
-        return loss
+    for _ in range(DESCENTS):  # a search that got stuck goes on where it has forgotten the way
+        descent = torch.optim.LBFGS(
+            learned,
+            max_iter=steps,
+            history_size=50,
+            tolerance_change=1e-10,
+            line_search_fn="strong_wolfe",
+        )
 
-    optimizer.step(closure)
+        def closure(descent: torch.optim.Optimizer = descent) -> Tensor:
+            descent.zero_grad()
+            loss = torch.stack(terms()).sum()
+            loss.backward()
+            return loss
+
+        descent.step(closure)
     with torch.no_grad():
         return terms()[0].item()
 
@@ -355,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     torch.set_num_threads(1)
     began = time.perf_counter()
 
-    seeds, duration, steps = (1, 20.0, 40) if settings.quick else (5, DURATION, 150)
+    seeds, duration, steps = (1, 30.0, 40) if settings.quick else (5, DURATION, 80)
     print(f"one swing of {duration:.0f} s, read {round(1 / READ)} times a second to {NOISE} rad")
     trials = [trial(seed, duration, steps) for seed in range(seeds)]
 
