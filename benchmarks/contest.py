@@ -390,7 +390,12 @@ def draw(
         face = colours[family] if has_gradient else "white"
         look = {"marker": shapes[peer], "ms": 7, "color": colours[family], "mfc": face}
         handles.append(plt.Line2D([], [], ls="", label=peer, **look))
-    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8.5)
+    hollow = (
+        {"title": "hollow: no gradient"} if any(not _nature(cells, p)[1] for p in peers) else {}
+    )
+    figure.legend(
+        handles=handles, loc="outside right center", frameon=False, fontsize=8.5, **hollow
+    )
     figure.savefig(path, dpi=150)
 
 

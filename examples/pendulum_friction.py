@@ -23,7 +23,7 @@ where the next begins. So no trajectory is long enough to lose its phase while t
 All are judged on a swing that none has seen: struck at the bottom, not released from above. The
 truth is integrated by another program, without the tenths of a second. Run it::
 
-    python examples/pendulum_friction.py            # a minute: three models, five seeds, a picture
+    python examples/pendulum_friction.py            # two minutes: three models, five seeds
     python examples/pendulum_friction.py --quick    # seconds: does everything work?
 """
 
@@ -323,7 +323,7 @@ def draw_growth(axes: "Axes", trials: Sequence[Found], truth: Tensor) -> None:
         axes.fill_between(t, worst.amin(0), worst.amax(0), color=COLOURS[name], alpha=0.15, lw=0)
         axes.semilogy(t, worst.median(0).values, color=COLOURS[name], lw=2, label=name)
     axes.axhline(NOISE, color="#b9bec6", ls="--", lw=1)
-    axes.annotate("noise of one reading", (t[-1], NOISE), (0, -11), textcoords="offset points",
+    axes.annotate("noise of one reading", (t[-1], NOISE), (0, 4), textcoords="offset points",
                   ha="right", color="#6b7280", fontsize=9)  # fmt: skip
     axes.set(xlabel="seconds ahead", ylabel="largest error so far  [rad]", xlim=(0, t[-1]))
     axes.set_ylim(1e-4, 10)
