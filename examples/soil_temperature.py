@@ -33,6 +33,7 @@ Run it::
 
     python examples/soil_temperature.py FILE.csv.gz                   # each summer held back once
     python examples/soil_temperature.py FILE.csv.gz --hold-back 2016  # this one, all others train
+    python examples/soil_temperature.py A.csv B.csv --train 2015 --hold-back 2018
 """
 
 import argparse
@@ -97,10 +98,15 @@ def read(paths: Iterable[Path]) -> Record:
     for path in paths:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
             lines = csv.reader(file)
-            depths = depths_in(next(lines, []), path.name)
+            columns = Columns.of(next(lines, []), path.name)
+            if depths and columns.depths != depths:
+                raise ValueError(f"{path.name}: depths {columns.depths} m, but before {depths} m")
+            depths = columns.depths
             for number, cells in enumerate(lines, start=2):
-                hour, T = parsed(cells, len(depths), f"{path.name}, line {number}")
-                is_told_twice = hour in rows and not np.array_equal(rows[hour], T)
+                if not any(cells):
+                    continue
+                hour, T = columns.parsed(cells, f"{path.name}, line {number}")
+                is_told_twice = hour in rows and not np.array_equal(rows[hour], T, equal_nan=True)
                 rows[hour] = [math.nan] * len(T) if is_told_twice else T
     if not rows:
         raise ValueError("the files hold no measurements")
@@ -110,28 +116,61 @@ def read(paths: Iterable[Path]) -> Record:
     return Record(clock, np.array(depths), T)
 
 
-def depths_in(header: Sequence[str], where: str) -> list[float]:
-    """Return the depths in m that columns named T5cm, T10cm, ... stand for."""
-    found = [re.fullmatch(r"T([\d.]+)cm", name.strip()) for name in header[2:]]
-    depths = [float(match[1]) / 100 for match in found if match]
-    if len(depths) < len(found) or len(depths) < 3 or depths != sorted(set(depths)):
-        raise ValueError(
-            f"{where}: the header is {','.join(header)!r}; expected station,time_cst and at least "
-            "three depths, from the top: T5cm,T10cm,..."
-        )
-    return depths
+CLOCKS = ("%m/%d/%y %H:%M", "%m/%d/%Y %H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S")
 
 
-def parsed(cells: Sequence[str], sensors: int, where: str) -> tuple[np.datetime64, list[float]]:
-    """Return a row's hour and temperatures, NaN for those that are missing or cannot be."""
-    try:
-        hour = np.datetime64(datetime.strptime(cells[1], "%m/%d/%y %H:%M"), "h")
-        T = [math.nan if cell.strip() in ("", "NA", "M") else float(cell) for cell in cells[2:]]
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{where}: {error}; expected station,10/2/14 12:00,18.09,...") from None
-    if len(T) != sensors:
-        raise ValueError(f"{where}: {len(T)} temperatures, but the header names {sensors}")
-    return hour, [value if abs(value) < 60 else math.nan for value in T]  # -999 is no temperature
+@dataclass(frozen=True)
+class Columns:
+    """Where a file has what, whatever their order and whatever else it has."""
+
+    time: int
+    sensors: list[int]  # from the top
+    depths: list[float]  # m, of these
+
+    @classmethod
+    def of(cls, header: Sequence[str], where: str) -> "Columns":
+        """Find the columns by their names: time or time_cst; T5cm, T10cm, ..."""
+        names = [name.strip().lstrip("\ufeff").lower() for name in header]
+        found = {re.fullmatch(r"t_?([\d.]+) ?cm", name): i for i, name in enumerate(names)}
+        sensors = sorted((float(match[1]) / 100, i) for match, i in found.items() if match)
+        times = [i for i, name in enumerate(names) if name.startswith(("time", "date"))]
+        if len(times) != 1 or len(sensors) < 3 or len({d for d, _ in sensors}) < len(sensors):
+            raise ValueError(
+                f"{where}: the header is {','.join(header)!r}; expected one column of times and at "
+                "least three of depths: station,time_cst,T5cm,T10cm,..."
+            )
+        return cls(times[0], [i for _, i in sensors], [depth for depth, _ in sensors])
+
+    def parsed(self, cells: Sequence[str], where: str) -> tuple[np.datetime64, list[float]]:
+        """Return a row's hour and temperatures, NaN for those that are missing or cannot be."""
+        try:
+            hour = hour_of(cells[self.time].strip())
+            T = [measured(cells[i].strip()) for i in self.sensors]
+        except IndexError:
+            raise ValueError(f"{where}: {len(cells)} cells, fewer than the header has") from None
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: {error}; expected station,10/2/14 12:00,18.09,..."
+            ) from None
+        return hour, T
+
+
+def hour_of(text: str) -> np.datetime64:
+    """Return the hour that a text names, in one of the formats `CLOCKS`."""
+    for clock in CLOCKS:
+        try:
+            return np.datetime64(datetime.strptime(text.replace("T", " "), clock), "h")
+        except ValueError:
+            continue
+    raise ValueError(f"{text!r} is no time")
+
+
+def measured(text: str) -> float:
+    """Return a temperature, NaN where there is none, or one that soil cannot have (-999)."""
+    if text.upper() in ("", "M", "NA", "N/A", "NULL", "NONE"):
+        return math.nan
+    value = float(text)
+    return value if abs(value) < 60 else math.nan
 
 
 @dataclass(frozen=True)
@@ -499,11 +538,38 @@ def draw_fortnight(axes: "Axes", record: Record, trial: Trial, year: int) -> Non
 # ---- the story -----------------------------------------------------------------------------------
 
 
+def planned(
+    years: Sequence[int], train: Sequence[int] | None, hold_back: Sequence[int] | None
+) -> list[tuple[list[int], list[int]]]:
+    """Return which summers to train on, and which to judge these models on: none is in both.
+
+    With neither named each summer is held back once, and all others train.
+    """
+    unknown = sorted({*(train or ()), *(hold_back or ())} - set(years))
+    if unknown:
+        raise ValueError(f"no summer of {listed(unknown)}: the files have {years}")
+    both = sorted(set(train or ()) & set(hold_back or ()))
+    if both:
+        raise ValueError(f"{listed(both)} cannot be trained on and held back")
+    if train or hold_back:
+        trained_on = train or [y for y in years if y not in (hold_back or ())]
+        plan = [(sorted(trained_on), hold_back or [y for y in years if y not in trained_on])]
+    else:
+        plan = [([other for other in years if other != y], [y]) for y in years]
+    if not plan or not all(part for parts in plan for part in parts):
+        raise ValueError(
+            f"the files have the summers {years}: one to train on and one to hold back"
+        )
+    return plan
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[int, dict[str, float]]:
     """Run the example; return the errors over all inner depths, K, by year held back and model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, help="a station's CSV, or several of them")
-    parser.add_argument("--hold-back", type=int, action="append", metavar="YEAR")
+    year = {"type": int, "action": "append", "metavar": "YEAR"}
+    parser.add_argument("--hold-back", **year, help="judge on it; no model sees it (repeatable)")
+    parser.add_argument("--train", **year, help="train on it; else on all not held back")
     parser.add_argument("--out", type=Path, default=Path("soil"), help="folder for the picture")
     parser.add_argument("--quick", action="store_true", help="a few steps: does everything work?")
     settings = parser.parse_args(arguments)
@@ -512,20 +578,21 @@ def main(arguments: Sequence[str] | None = None) -> dict[int, dict[str, float]]:
     record = read(settings.files)
     years = [int(y) for y in np.unique(record.year) if y]
     years = [y for y in years if Forecasts.of(record, [y]).judged.sum() > 10 * DAY]
-    held_back = settings.hold_back or years
-    if len(years) < 2 or not set(held_back) <= set(years):
-        parser.error(f"the files have the summers {years}; two are needed, one of them held back")
+    try:
+        plan = planned(years, settings.train, settings.hold_back)
+    except ValueError as error:
+        parser.error(str(error))
 
     trials, errors_of = [], {}
-    for year in held_back:
-        others = [y for y in years if y != year]
-        trials.append(trial(record, others, steps=20 if settings.quick else 150))
-        found = judged(record, trials[-1], year)
-        errors_of[year] = {name: float(error[0]) for name, error in found.items()}
+    for trained_on, held_back in plan:
+        trials.append(trial(record, trained_on, steps=20 if settings.quick else 150))
+        for year in held_back:
+            found = judged(record, trials[-1], year)
+            errors_of[year] = {name: float(error[0]) for name, error in found.items()}
     picture = settings.out / "soil_temperature.png"
     settings.out.mkdir(parents=True, exist_ok=True)
     try:
-        draw(picture, record, trials, held_back[-1], found)
+        draw(picture, record, trials, plan[-1][1][-1], found)
         print(f"picture: {picture}")
     except ImportError:
         print('no picture: matplotlib is missing (pip install "adeptml-core[examples]")')

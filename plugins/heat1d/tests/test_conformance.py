@@ -1,4 +1,4 @@
-"""The solvers keep the contract and their gradients are right: the proof, check by check."""
+"""The whole proof, for each of the three solvers: this is all that a plugin needs for it."""
 
 from adeptml_core.testing import solver_checks
 

@@ -1,5 +1,5 @@
-"""The solver keeps the contract, and its gradients are right: core's proof, check by check."""
+"""The whole proof: this is all that a plugin needs for it."""
 
 from adeptml_core.testing import solver_checks
 
-test_pendulum = solver_checks("pendulum-jax")
+test_pendulum_jax = solver_checks("pendulum-jax")

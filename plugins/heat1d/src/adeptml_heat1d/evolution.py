@@ -66,6 +66,8 @@ Field = NDArray[np.float64]
 Complex = NDArray[np.complex128]
 Gradients = tuple[Field, Field, Field, Field]
 
+CACHED = 2**15  # complex numbers, 512 KiB: what a processor's second cache holds, and more
+
 
 class Evolution(Protocol):
     """A solved problem: the temperature, and the way back.
@@ -174,10 +176,25 @@ class _Evolved:
         s, w = _scaled_time(self.rod, len(g)), -2 * c
         a = self._adjoint(g)
         grad_T0, grad_f = _sum(w, a), _sum(s * w / z, a)
-        product = _drops(a, np.zeros((2, 1, 1)))
-        product *= _drops(self.u, self.T_ext[:, None, :] / z[:, None])
-        grad_k = conductances_pullback(_sum(-s * w, product), self.k, self.G, self.rod)
+        grad_G = self._products_of_drops(-s * w, a, self.T_ext[:, None, :] / z[:, None])
+        grad_k = conductances_pullback(grad_G, self.k, self.G, self.rod)
         return grad_T0, grad_k, *source_pullback(grad_f, self.G, self.rod)
+
+    def _products_of_drops(self, weights: Complex, a: Complex, beyond: Complex) -> Field:
+        """Return ``Re sum_j weights_j (D a_j) (D u_j)``, shape (n + 1, batch).
+
+        A few faces at a time: of a wide batch all drops at once would be two more arrays as large
+        as the u_j, and for the most part the time that it takes to be given that much memory.
+        """
+        faces, nothing = len(a) + 1, np.zeros((2, 1, 1))
+        result = np.empty((faces, a.shape[2]))
+        some = max(1, CACHED // max(1, a[0].size))
+        for first in range(0, faces, some):
+            last = min(first + some, faces)
+            product = _drops(a, nothing, first, last)
+            product *= _drops(self.u, beyond, first, last)
+            result[first:last] = _sum(weights, product)
+        return result
 
     def _adjoint(self, g: Field) -> Complex:
         """Return the a_j, shape (n, poles, batch); NaN where the cotangent is not finite."""
@@ -197,12 +214,15 @@ def _sum(weights: Complex, u: Complex) -> Field:
     return np.asarray((weights @ u).real)
 
 
-def _drops(u: Complex, beyond: Complex | Field) -> Complex:
-    """Return D u, shape (n + 1, poles, batch), from u and its values beyond the two ends."""
-    drops = np.empty_like(u, shape=(len(u) + 1, *u.shape[1:]))
-    np.subtract(u[0], beyond[0], out=drops[0])
-    np.subtract(u[1:], u[:-1], out=drops[1:-1])
-    np.subtract(beyond[1], u[-1], out=drops[-1])
+def _drops(u: Complex, beyond: Complex | Field, first: int, last: int) -> Complex:
+    """Return rows ``first`` to ``last`` of D u, from u and its values beyond the two ends."""
+    drops = np.empty_like(u, shape=(last - first, *u.shape[1:]))
+    begin, end = max(first, 1), min(last, len(u))  # the faces with a cell on either side
+    np.subtract(u[begin:end], u[begin - 1 : end - 1], out=drops[begin - first : end - first])
+    if first == 0:
+        np.subtract(u[0], beyond[0], out=drops[0])
+    if last > len(u):
+        np.subtract(beyond[1], u[-1], out=drops[-1])
     return drops
 
 
