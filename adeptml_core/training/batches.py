@@ -10,7 +10,7 @@ batches that were used, and restores the second.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -89,6 +89,8 @@ class Epochs:
         The user's loader.
     others : iterable of loaders
         Loaders whose generators must be put back too (the test loader).
+    watched : callable, optional
+        What an iterator goes through before it is read; see `Interruption.fetched`.
 
     Attributes
     ----------
@@ -96,8 +98,14 @@ class Epochs:
         The random states when the present epoch was opened; None between epochs.
     """
 
-    def __init__(self, loader: Iterable[Any], others: Sequence[Iterable[Any] | None] = ()) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        others: Sequence[Iterable[Any] | None] = (),
+        watched: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+    ) -> None:
         self.loader = loader
+        self._watched = watched
         self.start: State | None = None
         self._generators = [g for each in (loader, *others) for g in _generators(each)]
         self._iterator: Iterator[Any] = iter(())
@@ -179,7 +187,7 @@ class Epochs:
         for sampler in _samplers(self.loader):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-        self._iterator = iter(self.loader)
+        self._iterator = self._watched(iter(self.loader))
 
     def _take(self, count: int) -> Iterator[Any]:
         for _ in range(count):

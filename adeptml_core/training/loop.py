@@ -10,7 +10,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ from adeptml_core.checkpoint import State, UnstorableError
 from adeptml_core.errors import ConfigError, NonFiniteError
 from adeptml_core.training.batches import Batch, Epochs, unpacked
 from adeptml_core.training.callbacks import TrainingState
-from adeptml_core.training.interruption import Interruption
+from adeptml_core.training.interruption import InterruptedFetch, Interruption
 from adeptml_core.training.progress import Progress
 from adeptml_core.training.ranks import Ranks
 from adeptml_core.training.resume import (
@@ -96,7 +96,8 @@ class Training:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.parts = Parts(model, optimizer, loss_fn, scheduler, self.settings.callbacks)
-        self.epochs = Epochs(train_loader, [test_loader])
+        self.interruption = Interruption()
+        self.epochs = Epochs(train_loader, [test_loader], self.interruption.fetched)
         self.steps_per_batch = self.settings.scheduler_per is SchedulerPer.STEP and not is_plateau(
             scheduler
         )
@@ -110,7 +111,6 @@ class Training:
         )
         shown = self.settings.progress if self.ranks.is_first else False
         self.progress = Progress(shown, self.epochs.length)
-        self.interruption = Interruption()
         self.position = Position()
         self.best = Best()
         self._saved_step = 0
@@ -135,21 +135,36 @@ class Training:
             A file could not be written.
         """
         self.is_resumable = self._can_be_resumed(resume)
+        with self.interruption:
+            checkpoint = self._prepare(base, resume)
+            with self._session(base, checkpoint) as self.session:
+                self.state = self._new_state()
+                try:
+                    self._train()
+                except (InterruptedFetch, RuntimeError) as error:
+                    self._end_if_interrupted(error)
+                    raise
+
+    def _prepare(self, base: Path, resume: Any) -> Path | None:
+        """Make all ready for the next batch; return the checkpoint of the run that goes on."""
         checkpoint = self.ranks.share(checkpoint_to_resume(resume, base))
-        if checkpoint is None:
-            self._begin()
-        else:
-            self._go_on_from(checkpoint)
-        with self.interruption, self._session(base, checkpoint) as self.session:
-            self.state = self._new_state()
-            if checkpoint is not None:
-                self.session.log.print(
-                    f"Going on with {self.session.directory.name} at epoch {self.position.epoch}, "
-                    f"batch {self.position.batch}"
-                )
-            self._train()
+        try:
+            if checkpoint is None:
+                self._begin()
+            else:
+                self._go_on_from(checkpoint)
+            if self.interruption.requested is not None and self.ranks.size == 1:
+                raise InterruptedFetch
+        except InterruptedFetch:
+            self._end("Training interrupted before its first batch; nothing has changed on disk.")
+        return checkpoint
 
     def _train(self) -> None:
+        if self.position.step or self.position.epoch:
+            self.session.log.print(
+                f"Going on with {self.session.directory.name} at epoch {self.position.epoch}, "
+                f"batch {self.position.batch}"
+            )
         self._call("on_start")
         try:
             while self.position.epoch < self.settings.epochs and not self._has_lost_patience():
@@ -236,6 +251,9 @@ class Training:
         now = self.epochs.random()
         try:
             self.epochs.open(self.position.epoch)
+        except InterruptedFetch as error:
+            self.epochs.close()
+            self._leave_by_failure(error, now)
         except ConfigError:
             self.epochs.close()
             self._write_checkpoint(now)
@@ -243,23 +261,17 @@ class Training:
 
     def _train_pass(self, times: _Times) -> None:
         self.progress.start(self.position.epoch)
-        started = time.perf_counter()
-        for item in self._fetched():
-            fetched = time.perf_counter()
-            self._batch(unpacked(item, "train_loader"))
-            ended = time.perf_counter()
-            times.waiting += fetched - started
-            times.updating += ended - fetched
-            started = ended
-
-    def _fetched(self) -> Iterator[Any]:
-        """Yield the batches; an error in a worker that Ctrl-C killed is the interruption itself."""
         try:
-            yield from self.epochs
-        except Exception:
-            if self.interruption.requested is not None:
-                self._leave()
-            raise
+            started = time.perf_counter()
+            for item in self.epochs:
+                fetched = time.perf_counter()
+                self._batch(unpacked(item, "train_loader"))
+                ended = time.perf_counter()
+                times.waiting += fetched - started
+                times.updating += ended - fetched
+                started = ended
+        except InterruptedFetch as error:
+            self._leave_by_failure(error)
 
     def _batch(self, batch: Batch) -> None:
         position = self.position
@@ -327,13 +339,16 @@ class Training:
         names = (TEST_LOSS, *self.settings.metrics)
         sums, count = [0.0] * len(names), 0
         self.ranks.spread(self.model.buffers())
-        with evaluating(self.model):
-            for item in self.test_loader:
-                values = self._tested(unpacked(item, "test_loader"))
-                sums = [total + value for total, value in zip(sums, values, strict=True)]
-                count += 1
-                if self.interruption.requested is not None and self.ranks.size == 1:
-                    self._leave(now)  # the test pass will start over
+        try:
+            with evaluating(self.model):
+                for item in self.interruption.fetched(iter(self.test_loader)):
+                    values = self._tested(unpacked(item, "test_loader"))
+                    sums = [total + value for total, value in zip(sums, values, strict=True)]
+                    count += 1
+                    if self.interruption.requested is not None and self.ranks.size == 1:
+                        raise InterruptedFetch  # the test pass will start over
+        except InterruptedFetch as error:
+            self._leave_by_failure(error, now)
         *sums, batches = self.ranks.sum(*sums, count)
         if not batches:
             self._write_checkpoint(now)
@@ -484,8 +499,36 @@ class Training:
         way_on = "No checkpoint could be written"
         if self.is_resumable:
             way_on = f"To go on: train(..., resume={str(self.session.directory)!r})"
-        message = f"Training interrupted at {place}. {way_on}"
+        self._end(f"Training interrupted at {place}. {way_on}")
+
+    def _end(self, message: str) -> NoReturn:
         self.interruption.end(message if self.ranks.is_first else "")
+
+    def _leave_by_failure(self, error: InterruptedFetch, now: State | None = None) -> NoReturn:
+        """Leave where a signal took a loader from us, with a checkpoint if this process is alone.
+
+        Other ranks may stand elsewhere, and would wait for each other in the writing of it.
+        """
+        if self.ranks.size > 1:
+            raise error
+        self._leave(now)
+
+    def _end_if_interrupted(self, error: Exception) -> None:
+        """End as the signal wanted, if there was one: it took a loader, or another rank, from us.
+
+        No checkpoint can be written then; the last one stands.
+        """
+        ours = isinstance(error, InterruptedFetch) or self.ranks.size > 1
+        if self.interruption.requested is None or not ours:
+            return
+        self.progress.end()
+        way_on = "there is none"
+        if (self.session.directory / LAST).exists():
+            way_on = f"to go on from the last: train(..., resume={str(self.session.directory)!r})"
+        self._end(
+            f"Training interrupted at epoch {self.position.epoch}, batch {self.position.batch}, by "
+            f"{error.__cause__ or error}. No checkpoint could be written; {way_on}"
+        )
 
 
 def _scalar(name: str, value: Any) -> float:

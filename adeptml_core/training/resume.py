@@ -268,8 +268,8 @@ def _first_difference(where: str, saved: Any, present: Any) -> str | None:
 
 def _check_length(saved: int | None, present: int | None, position: Position) -> None:
     """Refuse a loader of another length in the middle of an epoch; say so between epochs."""
-    if saved == present:
-        return
+    if saved == present or saved is None or present is None:
+        return  # an unknown length says nothing; reopening the epoch counts
     message = f"train_loader had {saved} batches in the run, now it has {present}"
     if position.batch:
         raise ResumeError(f"{message}; it cannot be entered after batch {position.batch}")
