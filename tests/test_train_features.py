@@ -1,5 +1,6 @@
 """What `train` can do beyond upstream: best, patience, metrics, policies, callbacks, progress."""
 
+import copy
 import io
 import json
 import math
@@ -15,9 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
+from adeptml_core.configs import HybridConfig, PhysicsConfig
+from adeptml_core.ensemble import HybridModel
 from adeptml_core.errors import ConfigError, NonFiniteError
 from adeptml_core.train_utils import Callback, TrainingState, train
 from adeptml_core.training.progress import Progress
+from adeptml_core.training.timing import Watched
 
 
 class Slope(nn.Module):
@@ -477,3 +481,78 @@ def test_no_bar_on_a_terminal_on_demand() -> None:
     progress.step(1, 0.5)
     progress.end()
     assert stream.getvalue() == ""
+
+
+# ---- where the time goes -------------------------------------------------------------------------
+
+
+def slow_hybrid(seconds: float) -> HybridModel:
+    """Return a network before two solvers, the first of which takes its time both ways."""
+
+    def forward(x: Any) -> Any:
+        time.sleep(seconds)
+        return 2 * x
+
+    def vjp(x: Any, g: Any) -> Any:
+        time.sleep(seconds)
+        return 2 * g
+
+    return HybridModel(
+        HybridConfig(
+            {
+                "net": nn.Linear(1, 1).double(),
+                "slow": PhysicsConfig(forward, vjp, use_vjp=True),
+                "quick": PhysicsConfig(lambda x: x, lambda x, g: g, use_vjp=True),
+            }
+        )
+    )
+
+
+def test_step_time_is_split_into_solvers_and_network() -> None:
+    """Both ways count, the test pass does not; the parts sum to the whole."""
+    run(2, slow_hybrid(0.01), train_loader=[BATCH] * 3)
+    means = {
+        tag: scalars(f"Time/{tag}")
+        for tag in ("step", "network", "data", "solver/slow", "solver/quick")
+    }
+    for epoch in (0, 1):
+        step, network, data, slow, quick = (means[tag][epoch][1] for tag in means)
+        assert 0.02 <= slow <= step
+        assert quick < slow
+        assert data < slow
+        assert network > 0
+        if epoch:  # every step is timed, once one was slow
+            assert slow + quick + network == pytest.approx(step, rel=1e-5)  # float32 in the file
+
+
+def test_the_model_comes_back_without_watches() -> None:
+    """After an epoch, after an error; and a copy that a callback makes has none."""
+    model = slow_hybrid(0.0)
+    before = dict(model._steps)
+    copies: list[HybridModel] = []
+    run(1, model, callbacks=[OnStep(lambda state: copies.append(copy.deepcopy(state.model)))])
+    assert model._steps == before
+    solvers = [getattr(step, "solver", None) for step in copies[0]._steps.values()]
+    assert not any(isinstance(solver, Watched) for solver in solvers)
+    with pytest.raises(ZeroDivisionError):
+        run(1, model, callbacks=[OnStep(lambda state: 1 // 0)])
+    assert model._steps == before
+
+
+def test_a_model_without_solvers_has_no_split() -> None:
+    """A plain network's step is one time."""
+    run()
+    accumulator = EventAccumulator("runs/run_1")
+    accumulator.Reload()
+    times = {tag for tag in accumulator.Tags()["scalars"] if tag.startswith("Time/")}
+    assert times == {"Time/step", "Time/data", "Time/epoch"}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks, at a break
+def test_a_compiled_model_is_timed_too() -> None:
+    """What torch.compile wraps is looked through."""
+    model = slow_hybrid(0.0)
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    compiled = torch.compile(model, backend="eager")
+    train(compiled, [BATCH], None, sgd, F.mse_loss, None, "runs", 1, False)
+    assert len(scalars("Time/solver/slow")) == 1

@@ -51,6 +51,8 @@ def unpacked(batch: object, loader: str) -> Batch:
     if len(batch) < 2:
         raise ConfigError(f"{loader} yielded {len(batch)} item(s); {EXPECTED}")
     x, y, *rest = batch
+    if not rest and isinstance(x, Tensor) and isinstance(y, Tensor):  # nearly always
+        return Batch(x, y, None)
     if not isinstance(x, Tensor):
         raise ConfigError(f"{loader} yielded {_described(x)} for x; it must be a tensor")
     if not isinstance(y, Tensor | tuple | list | Mapping):
@@ -116,15 +118,21 @@ class Epochs:
         """The number of batches of an epoch, where the loader knows it."""
         return known_length(self.loader)
 
-    def open(self, epoch: int) -> None:
+    def open(self, epoch: int, start: State | None = None) -> None:
         """Begin an epoch and fetch its first batch.
+
+        Parameters
+        ----------
+        epoch : int
+        start : dict, optional
+            The random states now, where they are at hand already.
 
         Raises
         ------
         ConfigError
             There is none: the loader is empty, or was used up by the epoch before.
         """
-        self.start = self.random()
+        self.start = start or self.random()
         self._make_iterator(epoch)
         self._ahead = list(self._take(1))
         if not self._ahead:

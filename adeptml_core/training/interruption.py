@@ -118,7 +118,8 @@ class Interruption:
         while True:
             try:
                 self._fetching = True
-                self._ask_torch()
+                if self._child_died:
+                    self._ask_torch()
                 batch = next(batches)
                 self._fetching = False
             except StopIteration:

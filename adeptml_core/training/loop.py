@@ -24,6 +24,7 @@ from adeptml_core.errors import ConfigError, NonFiniteError
 from adeptml_core.training.batches import Batch, Epochs, unpacked
 from adeptml_core.training.callbacks import TrainingState
 from adeptml_core.training.interruption import InterruptedFetch, Interruption
+from adeptml_core.training.log import learning_rates, tagged
 from adeptml_core.training.progress import Progress
 from adeptml_core.training.ranks import Ranks
 from adeptml_core.training.resume import (
@@ -46,6 +47,7 @@ from adeptml_core.training.settings import (
     is_plateau,
 )
 from adeptml_core.training.step import Step, evaluating
+from adeptml_core.training.timing import Watches
 
 __all__ = ["Training"]
 
@@ -56,11 +58,17 @@ class _Ended(Exception):  # noqa: N818 - the end of a training, not a fault
 
 @dataclass
 class _Times:
-    """Seconds of one epoch: since its start, in updates, and waiting for batches."""
+    """Seconds of one epoch in this session: since its start, in updates, waiting for batches."""
 
     began: float
+    batches: int = 0
     updating: float = 0.0
     waiting: float = 0.0
+
+    def means(self) -> dict[str, float]:
+        """Return the means over the batches, by their tags."""
+        seconds = {"Time/step": self.updating, "Time/data": self.waiting}
+        return {tag: spent / self.batches for tag, spent in seconds.items() if self.batches}
 
 
 class Training:
@@ -108,9 +116,11 @@ class Training:
             scheduler if self.steps_per_batch else None,
             self.settings.grad_clip,
             self.ranks,
+            self._place,
         )
         shown = self.settings.progress if self.ranks.is_first else False
         self.progress = Progress(shown, self.epochs.length)
+        self.watches = Watches(model)
         self.position = Position()
         self.best = Best()
         self._saved_step = 0
@@ -250,7 +260,7 @@ class Training:
         """Open an epoch after the first; a loader that is used up must not cost what was learnt."""
         now = self.epochs.random()
         try:
-            self.epochs.open(self.position.epoch)
+            self.epochs.open(self.position.epoch, now)
         except InterruptedFetch as error:
             self.epochs.close()
             self._leave_by_failure(error, now)
@@ -261,21 +271,26 @@ class Training:
 
     def _train_pass(self, times: _Times) -> None:
         self.progress.start(self.position.epoch)
+        self.watches.start()
         try:
             started = time.perf_counter()
             for item in self.epochs:
                 fetched = time.perf_counter()
+                self.watches.turn(times.batches)
                 self._batch(unpacked(item, "train_loader"))
                 ended = time.perf_counter()
+                self.watches.note(ended - fetched)
                 times.waiting += fetched - started
                 times.updating += ended - fetched
+                times.batches += 1
                 started = ended
         except InterruptedFetch as error:
             self._leave_by_failure(error)
+        finally:
+            self.watches.off()
 
     def _batch(self, batch: Batch) -> None:
         position = self.position
-        self.step.place = f"batch {position.batch} of epoch {position.epoch}"
         loss = self._update(batch)
         position.batch += 1
         if not math.isnan(loss):
@@ -288,6 +303,9 @@ class Training:
             self._place_state(loss)
             self._call("on_step")
         self._after_batch()
+
+    def _place(self) -> str:
+        return f"batch {self.position.batch} of epoch {self.position.epoch}"
 
     def _update(self, batch: Batch) -> float:
         """Return the loss of one update; NaN for a batch that is left out."""
@@ -311,9 +329,12 @@ class Training:
 
     def _after_batch(self) -> None:
         """Leave, end or write a checkpoint, where a signal, a callback or `save_every` wants it."""
-        leave, end, save = self.ranks.any(
-            self.interruption.requested is not None, self.state.stop, self._is_checkpoint_due()
+        flags = (
+            self.interruption.requested is not None,
+            self.state.stop,
+            self._is_checkpoint_due(),
         )
+        leave, end, save = flags if self.ranks.size == 1 else self.ranks.any(*flags)
         if leave:
             self._leave()
         if end:
@@ -373,17 +394,15 @@ class Training:
         epoch, log = self.position.epoch, self.session.log
         seconds = time.perf_counter() - times.began
         log.epoch(epoch, seconds, results[TRAIN_LOSS], results.get(TEST_LOSS))
-        log.results(epoch, results)
-        log.learning_rates(epoch, [group["lr"] for group in self.optimizer.param_groups])
-        log.scalars(
-            epoch,
-            {
-                "GradientNorm": norm,
-                "Time/epoch": seconds,
-                "Time/step": times.updating / max(self.position.batch, 1),
-                "Time/data": times.waiting / max(self.position.batch, 1),
-            },
-        )
+        scalars = {
+            **tagged(results),
+            **learning_rates([group["lr"] for group in self.optimizer.param_groups]),
+            "GradientNorm": norm,
+            "Time/epoch": seconds,
+            **times.means(),
+            **self.watches.means(),
+        }
+        log.scalars(epoch, scalars)
         self.session.results = results
 
     def _step_scheduler_after_epoch(self, results: dict[str, float]) -> None:

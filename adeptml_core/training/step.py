@@ -55,13 +55,13 @@ class Step:
         Largest 2-norm of the gradient of all the model's parameters together.
     ranks : Ranks, optional
         The processes that train together.
+    place : callable, optional
+        Tells where in the training this is, for messages.
 
     Attributes
     ----------
     gradient_norm : float
         Of the last update: the 2-norm over the parameters of the model, before clipping.
-    place : str
-        Where in the training this is, for messages.
 
     Raises
     ------
@@ -77,6 +77,7 @@ class Step:
         scheduler: Any = None,
         grad_clip: float | None = None,
         ranks: Ranks | None = None,
+        place: Callable[[], str] = lambda: "this batch",
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -85,8 +86,9 @@ class Step:
         self.grad_clip = checked_grad_clip(grad_clip)
         self.ranks = ranks or Ranks()
         self.gradient_norm = math.nan
-        self.place = "this batch"
+        self.place = place
         self._has_closure = needs_closure(optimizer)
+        self._drops_gradients = type(optimizer).zero_grad is Optimizer.zero_grad
         self._agreed_shapes: set[tuple[torch.Size, torch.Size]] = set()
         self._has_buffers = any(True for _ in model.buffers())
         if self._has_closure and grad_clip is not None:
@@ -107,14 +109,20 @@ class Step:
         ConfigError
             The loss is no scalar, depends on no parameter, or broadcasts y_pred against y.
         """
-        with self._buffers_kept():
-            if self._has_closure:
-                loss = self._update_by_closure(batch)
-            else:
-                loss = self._evaluate_with_gradient(batch)
-                self.optimizer.step()
+        if self._has_buffers:
+            with self._buffers_kept():
+                loss = self._update(batch)
+        else:
+            loss = self._update(batch)
         if self.scheduler is not None:
             self.scheduler.step()
+        return loss
+
+    def _update(self, batch: Batch) -> float:
+        if self._has_closure:
+            return self._update_by_closure(batch)
+        loss = self._evaluate_with_gradient(batch)
+        self.optimizer.step()
         return loss
 
     def test(self, batch: Batch) -> tuple[float, Any]:
@@ -132,7 +140,7 @@ class Step:
 
     def _evaluate_with_gradient(self, batch: Batch) -> float:
         """Return the loss; leave its gradient, finite and clipped, in the parameters."""
-        self.optimizer.zero_grad()
+        self._forget_gradients()
         loss = self._loss_of(self.model(batch.x, batch.args), batch.y)
         if not loss.requires_grad:
             raise ConfigError(
@@ -146,6 +154,15 @@ class Step:
         if not math.isfinite(self.gradient_norm):
             self._refuse_gradient(batch)
         return value
+
+    def _forget_gradients(self) -> None:
+        """Do what torch's ``zero_grad`` does, without its profiling: 4% of a small step."""
+        if not self._drops_gradients:
+            self.optimizer.zero_grad()
+            return
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def _loss_of(self, y_pred: Any, y: Any) -> Tensor:
         if self._may_broadcast(y_pred, y):
@@ -183,7 +200,12 @@ class Step:
         return norm_of(gradients)
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._parameters() if p.grad is not None]
+        return [
+            gradient
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if (gradient := parameter.grad) is not None
+        ]
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self.optimizer.param_groups:
@@ -225,7 +247,7 @@ class Step:
     @contextlib.contextmanager
     def _buffers_kept(self) -> Iterator[None]:
         """Put the buffers back where a batch came to nothing."""
-        buffers = list(self.model.buffers()) if self._has_buffers else []
+        buffers = list(self.model.buffers())
         values = [buffer.detach().clone() for buffer in buffers]
         try:
             yield
@@ -245,7 +267,7 @@ class Step:
             what, culprit = "is not finite", Culprit("on another rank, which says more")
         else:
             what, culprit = f"is {value}", self._search(find_culprit_of_loss, batch)
-        raise non_finite(f"the loss of {self.place} {what}", culprit)
+        raise non_finite(f"the loss of {self.place()} {what}", culprit)
 
     def _refuse_gradient(self, batch: Batch) -> None:
         """Refuse a gradient that is not finite.
@@ -255,7 +277,7 @@ class Step:
         if self.grad_clip is None and all(is_finite(gradient) for gradient in self._gradients()):
             return
         culprit = self._search(find_culprit_of_gradient, batch)
-        raise non_finite(f"the gradient of {self.place} is not finite", culprit)
+        raise non_finite(f"the gradient of {self.place()} is not finite", culprit)
 
     def _search(self, find: Callable[..., Culprit], batch: Batch) -> Culprit:
         try:
