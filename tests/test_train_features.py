@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from adeptml_core.configs import HybridConfig, PhysicsConfig
 from adeptml_core.ensemble import HybridModel
-from adeptml_core.errors import ConfigError, NonFiniteError
+from adeptml_core.errors import ConfigError, NonFiniteError, SampleError
 from adeptml_core.train_utils import Callback, TrainingState, train
 from adeptml_core.training.progress import Progress
 from adeptml_core.training.timing import Watched
@@ -556,3 +556,36 @@ def test_a_compiled_model_is_timed_too() -> None:
     compiled = torch.compile(model, backend="eager")
     train(compiled, [BATCH], None, sgd, F.mse_loss, None, "runs", 1, False)
     assert len(scalars("Time/solver/slow")) == 1
+
+
+# ---- what a solver refuses -----------------------------------------------------------------------
+
+
+def refusing() -> HybridModel:
+    """Return a model whose solver refuses negative samples."""
+
+    def forward(x: Any) -> Any:
+        if (x < 0).any():
+            raise SampleError(int((x < 0).argmax()), "negative")
+        return x
+
+    solver = PhysicsConfig(forward, lambda x, g: g, use_vjp=True)
+    model = HybridModel(HybridConfig({"net": nn.Linear(1, 1), "picky": solver})).double()
+    with torch.no_grad():
+        model.models_nn["net"].weight.fill_(1.0)
+        model.models_nn["net"].bias.fill_(0.0)
+    return model
+
+
+REFUSED = (torch.tensor([[1.0], [-1.0]], dtype=torch.float64), X)
+
+
+def test_a_refused_sample_follows_the_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a NaN would: raised with the batch's place, left out, or the end."""
+    with pytest.raises(SampleError, match="picky: sample 1") as caught:
+        run(model=refusing(), train_loader=[BATCH, REFUSED])
+    assert caught.value.__notes__[0] == "in batch 1 of epoch 0; no update was made"
+    with pytest.warns(UserWarning, match=r"batch 1 of epoch 0: picky: sample 1.*left out"):
+        run(1, refusing(), train_loader=[BATCH, REFUSED, BATCH], on_nonfinite="skip")
+    run(2, refusing(), train_loader=[REFUSED], on_nonfinite="stop", print_training_loss=True)
+    assert capsys.readouterr().out.rstrip().endswith("The training ends here.")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from adeptml_core.checkpoint import State, UnstorableError
-from adeptml_core.errors import ConfigError, NonFiniteError
+from adeptml_core.errors import ConfigError, NonFiniteError, SampleError
 from adeptml_core.training.batches import Batch, Epochs, unpacked
 from adeptml_core.training.callbacks import TrainingState
 from adeptml_core.training.interruption import InterruptedFetch, Interruption
@@ -311,8 +311,12 @@ class Training:
         """Return the loss of one update; NaN for a batch that is left out."""
         try:
             return self.step.train(batch)
-        except NonFiniteError as error:
+        except (NonFiniteError, SampleError) as error:
             policy = self.settings.on_nonfinite
+            what = str(error)
+            if isinstance(error, SampleError):
+                error.add_note(f"in {self._place()}; no update was made")
+                what = f"{self._place()}: {error}."
             if policy is OnNonFinite.RAISE:
                 error.add_note(
                     f'on_nonfinite="{OnNonFinite.SKIP}" leaves such batches out, '
@@ -321,10 +325,10 @@ class Training:
                 raise
             self.optimizer.zero_grad()
             if policy is OnNonFinite.STOP:
-                self.session.log.print(f"{error} The training ends here.")
+                self.session.log.print(f"{what} The training ends here.")
                 self.state.stop = True
             else:
-                warnings.warn(f"{error} The batch is left out.", UserWarning, stacklevel=7)
+                warnings.warn(f"{what} The batch is left out.", UserWarning, stacklevel=7)
             return math.nan
 
     def _after_batch(self) -> None:

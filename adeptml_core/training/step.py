@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adeptml_core.errors import ConfigError, NonFiniteError
+from adeptml_core.errors import ConfigError, NonFiniteError, SampleError
 from adeptml_core.training.batches import Batch
 from adeptml_core.training.nonfinite import (
     Culprit,
@@ -106,6 +106,8 @@ class Step:
         NonFiniteError
             The loss or a gradient is NaN or infinite; parameters, buffers and the optimizer are as
             they were before the batch.
+        SampleError
+            A solver refuses a sample; the same holds.
         ConfigError
             The loss is no scalar, depends on no parameter, or broadcasts y_pred against y.
         """
@@ -141,7 +143,7 @@ class Step:
     def _evaluate_with_gradient(self, batch: Batch) -> float:
         """Return the loss; leave its gradient, finite and clipped, in the parameters."""
         self._forget_gradients()
-        loss = self._loss_of(self.model(batch.x, batch.args), batch.y)
+        loss = self._loss_of(self._output(batch), batch.y)
         if not loss.requires_grad:
             raise ConfigError(
                 "the loss does not depend on any parameter that requires grad: nothing would be "
@@ -154,6 +156,13 @@ class Step:
         if not math.isfinite(self.gradient_norm):
             self._refuse_gradient(batch)
         return value
+
+    def _output(self, batch: Batch) -> Any:
+        try:
+            return self.model(batch.x, batch.args)
+        except SampleError:
+            self.ranks.any(True)  # the others are about to ask whether the loss is finite
+            raise
 
     def _forget_gradients(self) -> None:
         """Do what torch's ``zero_grad`` does, without its profiling: 4% of a small step."""
