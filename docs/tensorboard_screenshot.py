@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from adeptml_core import HybridConfig, HybridModel, MLPConfig, PhysicsConfig, train
 
 IMAGE = Path(__file__).parent / "img" / "tensorboard.png"
-CELLS, EPOCHS = 16, 40
+CELLS, EPOCHS, HOT = 16, 40, 50.0  # K
 SIZE = "1900,1900"
 DRAWN = 25_000  # ms of the page's own clock, for its scripts and charts
 PATIENCE = 60.0  # s for the server to come up
@@ -35,8 +35,9 @@ PAGE = "/?darkMode=false&smoothing=0&tagFilter=.%2B#timeseries"  # the filter op
 
 def run_twice(runs: Path) -> None:
     """Train with two learning rates, so that there are curves to compare."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
-    phi, start = torch.rand(256, CELLS), torch.rand(256, CELLS)
+    phi, start = torch.rand(256, CELLS), HOT * torch.rand(256, CELLS)
     x = torch.cat([phi, start], dim=1)
     law = HybridConfig(
         models={
@@ -44,7 +45,7 @@ def run_twice(runs: Path) -> None:
             "heat": PhysicsConfig(
                 solver="heat1d",
                 options={"t": 0.1},
-                args={"q": [0.0] * CELLS, "T_ext": [1.0, 0.0]},
+                args={"q": [0.0] * CELLS, "T_ext": [HOT, 0.0]},
             ),
         },
         model_inputs={
@@ -55,7 +56,7 @@ def run_twice(runs: Path) -> None:
     )
     with torch.no_grad():
         teacher = HybridModel(law)
-        y = teacher(x) + 0.002 * torch.randn(256, CELLS)
+        y = teacher(x) + 0.1 * torch.randn(256, CELLS)
     loader = DataLoader(TensorDataset(x[:192], y[:192]), batch_size=32, shuffle=True)
     test = DataLoader(TensorDataset(x[192:], y[192:]), batch_size=64)
     for rate in (3e-3, 3e-4):
