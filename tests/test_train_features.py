@@ -15,6 +15,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import TensorDataset
 
 from adeptml_core.configs import HybridConfig, PhysicsConfig
 from adeptml_core.ensemble import HybridModel
@@ -589,3 +591,36 @@ def test_a_refused_sample_follows_the_policy(capsys: pytest.CaptureFixture[str])
         run(1, refusing(), train_loader=[BATCH, REFUSED, BATCH], on_nonfinite="skip")
     run(2, refusing(), train_loader=[REFUSED], on_nonfinite="stop", print_training_loss=True)
     assert capsys.readouterr().out.rstrip().endswith("The training ends here.")
+
+
+# ---- what is wrong is told before it is done -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_loader": TensorDataset(X, X)}, "train_loader is a TensorDataset"),
+        ({"scheduler": lambda o: torch.optim.lr_scheduler.StepLR}, "the class StepLR"),
+        (
+            {"scheduler": lambda o: StepLR(torch.optim.SGD(Slope().parameters(), 0.1), 1)},
+            "made for another optimizer",
+        ),
+        ({"model": nn.Linear(1, 1)}, r"a Linear, whose forward does not take \(x, phy_args\)"),
+    ],
+    ids=["samples", "class", "another optimizer", "x alone"],
+)
+def test_a_wrong_part_is_told(changes: dict[str, Any], message: str) -> None:
+    """It would train on single samples, or change nothing in silence."""
+    with pytest.raises(ConfigError, match=message):
+        run(**changes)
+    assert not Path("runs").exists()
+
+
+def test_whose_error_it_is() -> None:
+    """An error of a metric or a callback comes out as it is, with a note that names it."""
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(metrics={"odd": lambda y_pred, y: 1 // 0})
+    assert caught.value.__notes__ == ["raised by the metric 'odd'"]
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(callbacks=[Course(), lambda state: 1 // 0])
+    assert caught.value.__notes__ == ["raised by callbacks[1] in on_epoch, batch 1 of epoch 0"]

@@ -10,7 +10,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -386,13 +386,8 @@ class Training:
     def _tested(self, batch: Batch) -> list[float]:
         loss, y_pred = self.step.test(batch)
         with torch.no_grad():
-            return [
-                loss,
-                *(
-                    _scalar(name, metric(y_pred, batch.y))
-                    for name, metric in self.settings.metrics.items()
-                ),
-            ]
+            metrics = self.settings.metrics.items()
+            return [loss, *(_measured(name, metric, y_pred, batch.y) for name, metric in metrics)]
 
     def _log(self, results: dict[str, float], norm: float, times: _Times) -> None:
         epoch, log = self.position.epoch, self.session.log
@@ -481,8 +476,12 @@ class Training:
         self._call("on_epoch")
 
     def _call(self, event: str) -> None:
-        for callback in self.settings.callbacks:
-            getattr(callback, event)(self.state)
+        for index, callback in enumerate(self.settings.callbacks):
+            try:
+                getattr(callback, event)(self.state)
+            except Exception as error:
+                error.add_note(f"raised by callbacks[{index}] in {event}, {self._place()}")
+                raise
 
     # -- files --
 
@@ -554,8 +553,13 @@ class Training:
         )
 
 
-def _scalar(name: str, value: Any) -> float:
-    """Return what a metric gave as a number."""
+def _measured(name: str, metric: Callable[[Any, Any], Any], y_pred: Any, y: Any) -> float:
+    """Return what a metric gives as a number."""
+    try:
+        value = metric(y_pred, y)
+    except Exception as error:
+        error.add_note(f"raised by the metric {name!r}")
+        raise
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ConfigError(
             f"the metric {name!r} returned shape {tuple(value.shape)}; it must return a number"
