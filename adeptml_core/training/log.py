@@ -7,7 +7,8 @@ Scalars are written once an epoch: one a step would cost a fifth of a small step
 ``Loss/train``, ``/test``    mean over the batches
 ``Metrics/<name>``           mean over the test batches
 ``LearningRate``             at the end of the epoch; ``LearningRate/<i>`` for more groups
-``GradientNorm``             mean 2-norm over the updates, before clipping
+``GradientNorm``             mean 2-norm over the updates (of an epoch of 64 or more batches, over
+                             every eighth), before clipping
 ``Time/step``, ``/data``     mean seconds for an update, and for waiting for its batch
 ``Time/solver/<member>``     of an update, in that solver of a hybrid model: forward and pullback
 ``Time/network``             of an update, in all the rest

@@ -52,6 +52,9 @@ from adeptml_core.training.timing import Watches
 __all__ = ["Training"]
 
 
+LONG = 64  # batches; in longer epochs the norm of the gradient is measured in every eighth
+
+
 class _Ended(Exception):  # noqa: N818 - the end of a training, not a fault
     """The training ends here, as if it had come to its last epoch."""
 
@@ -120,6 +123,7 @@ class Training:
         )
         shown = self.settings.progress if self.ranks.is_first else False
         self.progress = Progress(shown, self.epochs.length)
+        self._norm_every = 1 if (self.epochs.length or LONG) < LONG else 8
         self.watches = Watches(model)
         self.position = Position()
         self.best = Best()
@@ -291,13 +295,16 @@ class Training:
 
     def _batch(self, batch: Batch) -> None:
         position = self.position
+        measured = self.step.measures_norm = position.batch % self._norm_every == 0
         loss = self._update(batch)
         position.batch += 1
         if not math.isnan(loss):
             position.step += 1
             position.counted += 1
             position.loss_sum += loss
-            position.norm_sum += self.step.gradient_norm
+            if measured:
+                position.norm_sum += self.step.gradient_norm
+                position.normed += 1
         self.progress.step(position.batch, loss)
         if self.settings.callbacks:
             self._place_state(loss)
@@ -347,14 +354,14 @@ class Training:
             self._write_checkpoint()
 
     def _train_means(self) -> tuple[float, float]:
-        """Return the mean loss and the mean norm of the gradient over the epoch's updates."""
+        """Return the mean loss over the epoch's updates, and the mean of the measured norms."""
         position = self.position
-        losses, norms, count = self.ranks.sum(
-            position.loss_sum, position.norm_sum, position.counted
+        losses, norms, count, normed = self.ranks.sum(
+            position.loss_sum, position.norm_sum, position.counted, position.normed
         )
         if not count:
             raise NonFiniteError(f"no batch of epoch {position.epoch} had a finite loss")
-        return losses / count, norms / count
+        return losses / count, norms / normed if normed else math.nan
 
     def _test_pass(self) -> dict[str, float]:
         """Return the means of loss and metrics over the test batches."""

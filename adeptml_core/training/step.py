@@ -60,8 +60,10 @@ class Step:
 
     Attributes
     ----------
+    measures_norm : bool
+        Whether the next update measures the norm of its gradient; one that clips does so anyway.
     gradient_norm : float
-        Of the last update: the 2-norm over the parameters of the model, before clipping.
+        The last that was measured: the 2-norm over the parameters, before clipping.
 
     Raises
     ------
@@ -86,6 +88,8 @@ class Step:
         self.grad_clip = checked_grad_clip(grad_clip)
         self.ranks = ranks or Ranks()
         self.gradient_norm = math.nan
+        self.measures_norm = True
+        self._are_finite = _AreFinite()
         self.place = place
         self._has_closure = needs_closure(optimizer)
         self._drops_gradients = type(optimizer).zero_grad is Optimizer.zero_grad
@@ -152,9 +156,11 @@ class Step:
         value = loss.item()
         self._refuse_loss_unless_finite(value, batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.gradient_norm = self._clipped_gradient_norm()
-        if not math.isfinite(self.gradient_norm):
-            self._refuse_gradient(batch)
+        gradients = self._gradients()
+        if self.measures_norm or self.grad_clip is not None or not self._are_finite(gradients):
+            self.gradient_norm = self._clipped_norm(gradients)
+            if not math.isfinite(self.gradient_norm):
+                self._refuse_gradient(batch)
         return value
 
     def _output(self, batch: Batch) -> Any:
@@ -197,8 +203,7 @@ class Step:
             return False
         return y_pred.is_floating_point() and y.is_floating_point()
 
-    def _clipped_gradient_norm(self) -> float:
-        gradients = self._gradients()
+    def _clipped_norm(self, gradients: list[Tensor]) -> float:
         if not gradients:
             raise ConfigError(
                 "backward gave no gradient to any parameter of the optimizer: nothing would be "
@@ -330,8 +335,34 @@ def refuse_plateau(scheduler: object) -> None:
         )
 
 
+class _AreFinite:
+    """Tells whether all gradients are finite, for a quarter of what their norm costs.
+
+    By the fused call with which torch's `GradScaler` looks for overflows; it multiplies by one, so
+    the gradients stay what they are. Where it cannot be had (no gradient, another device, sparse or
+    complex numbers) the answer is no, and the norm has to tell.
+    """
+
+    def __init__(self) -> None:
+        self._found, self._one = torch.zeros(1), torch.ones(1)
+        self._works = True
+
+    def __call__(self, gradients: list[Tensor]) -> bool:
+        if not gradients or not self._works:
+            return False
+        try:
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
+        except (RuntimeError, AttributeError):  # not for these gradients; not in this torch
+            self._works = False
+            return False
+        if not self._found.item():
+            return True
+        self._found.zero_()
+        return False
+
+
 def norm_of(gradients: list[Tensor]) -> float:
-    """Return the 2-norm of all gradients together, from one fused call: 2% of a small step."""
+    """Return the 2-norm of all gradients together, from one fused call: 3% of a small step."""
     dense = [g if g.layout is torch.strided else g.coalesce().values() for g in gradients]
     return math.hypot(*[norm.item() for norm in torch._foreach_norm(dense)])
 
