@@ -253,8 +253,8 @@ def ratio(found: dict[str, list[float]], label: str, against: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", type=int, default=100, help="in an epoch; tens")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--batches", type=int, default=200, help="in an epoch; tens")
+    parser.add_argument("--epochs", type=int, default=30)
     settings = parser.parse_args()
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):  # one core for all: the other may be slower

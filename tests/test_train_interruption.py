@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -463,3 +464,33 @@ def test_a_full_disk_leaves_the_last_good_files() -> None:
     assert [n for n in names if n.endswith(".pt")] == ["Model_1.pt"]
     assert not [n for n in names if n.endswith(".tmp")]
     assert_resumes_exactly("runs")
+
+
+class MakeReadOnly(Callback):
+    """Takes the right to write in the run's directory away, as an expired quota or mount would."""
+
+    def on_epoch(self, state: TrainingState) -> None:
+        if state.epoch == 1:
+            state.directory.chmod(0o555)
+            if not os.geteuid():  # root may write anywhere
+                os.seteuid(NOBODY)
+
+
+NOBODY = 65534
+
+
+def test_a_directory_that_becomes_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the file; the checkpoint from before is whole, and the run can go on."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.chdir(folder)
+        Path(folder).chmod(0o755)  # so that nobody gets as far as the run's directory
+        try:
+            with pytest.raises(PermissionError) as caught:
+                run("runs", save_every=2, callbacks=[MakeReadOnly()])
+        finally:
+            os.seteuid(user)
+            Path("runs/run_1").chmod(0o755)
+        assert "Model_" in caught.value.__notes__[0] or "last.ckpt" in caught.value.__notes__[0]
+        assert_resumes_exactly("runs")
+        monkeypatch.undo()

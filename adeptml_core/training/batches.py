@@ -50,9 +50,9 @@ def unpacked(batch: object, loader: str) -> Batch:
         raise ConfigError(f"{loader} yielded {_described(batch)}; {EXPECTED}{hint}")
     if len(batch) < 2:
         raise ConfigError(f"{loader} yielded {len(batch)} item(s); {EXPECTED}")
+    if len(batch) == 2 and isinstance(batch[0], Tensor) and isinstance(batch[1], Tensor):
+        return Batch(batch[0], batch[1], None)  # nearly always
     x, y, *rest = batch
-    if not rest and isinstance(x, Tensor) and isinstance(y, Tensor):  # nearly always
-        return Batch(x, y, None)
     if not isinstance(x, Tensor):
         raise ConfigError(f"{loader} yielded {_described(x)} for x; it must be a tensor")
     if not isinstance(y, Tensor | tuple | list | Mapping):

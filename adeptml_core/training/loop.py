@@ -305,7 +305,8 @@ class Training:
             if measured:
                 position.norm_sum += self.step.gradient_norm
                 position.normed += 1
-        self.progress.step(position.batch, loss)
+        if self.progress.is_on:
+            self.progress.step(position.batch, loss)
         if self.settings.callbacks:
             self._place_state(loss)
             self._call("on_step")
@@ -340,12 +341,10 @@ class Training:
 
     def _after_batch(self) -> None:
         """Leave, end or write a checkpoint, where a signal, a callback or `save_every` wants it."""
-        flags = (
-            self.interruption.requested is not None,
-            self.state.stop,
-            self._is_checkpoint_due(),
-        )
-        leave, end, save = flags if self.ranks.size == 1 else self.ranks.any(*flags)
+        leave, end = self.interruption.requested is not None, self.state.stop
+        save = self.settings.save_every is not None and self._is_checkpoint_due()
+        if self.ranks.size > 1:
+            leave, end, save = self.ranks.any(leave, end, save)
         if leave:
             self._leave()
         if end:

@@ -154,7 +154,8 @@ class Step:
                 "trained. Is a tensor detached in the model or in loss_fn, or everything frozen?"
             )
         value = loss.item()
-        self._refuse_loss_unless_finite(value, batch)
+        if not math.isfinite(value) or self.ranks.size > 1:
+            self._refuse_loss_unless_finite(value, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = self._gradients()
         if self.measures_norm or self.grad_clip is not None or not self._are_finite(gradients):

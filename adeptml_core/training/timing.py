@@ -2,8 +2,9 @@
 
 In a step that is timed, every solver of a hybrid model stands behind a watch: two looks at the
 clock around each call of `forward`, `linearize` and the pullback. The guards around the plugin's
-own functions count as the solver's. Watches cost some ten microseconds a step, so of steps that are
-done in a few milliseconds only every eighth is timed. Copies of the model are made without watches.
+own functions count as the solver's. Watches cost some ten microseconds a step, and to put them on
+and off costs more, so of steps that are done in a few milliseconds every sixteenth is timed. Copies
+of the model are made without watches.
 """
 
 import copy
@@ -19,7 +20,7 @@ from adeptml_core.solver import AnyArray, Linearizer, Pullback
 __all__ = ["Watched", "Watches"]
 
 SLOW = 5e-3  # s; a step that takes longer is always timed
-SAMPLED = 8  # of faster ones every so many
+SAMPLED = 16  # of faster ones every so many
 
 
 class Watched:
