@@ -17,10 +17,11 @@ import contextlib
 import io
 import os
 import random
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,14 +29,13 @@ from torch import Tensor, nn
 
 from adeptml_core import registry
 from adeptml_core._version import __version__
+from adeptml_core.configs import HybridConfig
 from adeptml_core.errors import AdeptmlError, ConfigError, PluginError, UnknownSolverError
-
-if TYPE_CHECKING:
-    from adeptml_core.ensemble import HybridModel
 
 __all__ = [
     "UnstorableError",
     "clear_strays",
+    "git_commit",
     "load_model",
     "random_state",
     "read",
@@ -51,7 +51,9 @@ __all__ = [
 MODEL_FORMAT = "adeptml-model"
 FORMAT_VERSION = 1
 TEMPORARY = ".tmp"
+GIT_PATIENCE = 5.0  # s
 
+Model = TypeVar("Model", bound=nn.Module)
 State = dict[str, Any]
 """What `torch.save` writes and `torch.load(..., weights_only=True)` reads back."""
 
@@ -280,6 +282,18 @@ def solver_provenance(model: nn.Module) -> dict[str, dict[str, str]]:
     return found
 
 
+def git_commit() -> str | None:
+    """Return the working directory's commit, with ``-dirty`` after changes; None without one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=GIT_PATIENCE, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a hybrid model as one file: config, weights, and where its solvers come from.
 
@@ -307,6 +321,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "version": FORMAT_VERSION,
         "adeptml": __version__,
         "torch": str(torch.__version__),
+        "git": git_commit(),
         "config": storable(config.to_dict(), "config"),
         "weights": storable(model.state_dict(), "state_dict"),
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
@@ -316,12 +331,16 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_model(
-    path: str | os.PathLike[str], modules: Mapping[str, nn.Module] | None = None
-) -> "HybridModel":
+    kind: Callable[[HybridConfig], Model],
+    path: str | os.PathLike[str],
+    modules: Mapping[str, nn.Module] | None = None,
+) -> Model:
     """Return the hybrid model that `save_model` wrote, on the CPU, in the dtypes it had.
 
     Parameters
     ----------
+    kind : type
+        `HybridModel`, whose `load` this is.
     path : path-like
     modules : mapping of str to torch.nn.Module, optional
         The model's own modules by member name; their weights are filled in.
@@ -342,13 +361,10 @@ def load_model(
     UserWarning
         A solver's version differs from the one that the model was saved with.
     """
-    from adeptml_core.configs import HybridConfig
-    from adeptml_core.ensemble import HybridModel
-
     state = read(Path(path), MODEL_FORMAT, ConfigError)
     for member, origin in state["solvers"].items():
         _check_installed(path, member, origin)
-    model = HybridModel(HybridConfig.from_dict(state["config"], modules=modules))
+    model = kind(HybridConfig.from_dict(state["config"], modules=modules))
     _fill(model, state["weights"], path)
     frozen = set(state["frozen"])
     for name, parameter in model.named_parameters():
@@ -374,7 +390,7 @@ def _check_installed(path: str | os.PathLike[str], member: str, origin: Mapping[
             f"{os.fspath(path)}: member {member!r} was saved with {name!r} of {distribution} "
             f"{version}; installed is {entry.distribution} {entry.version}",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -15,6 +15,7 @@ An arg without a source is an error that names it, and so is one that nobody dec
 
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adeptml_core import checkpoint
 from adeptml_core.autograd import apply
 from adeptml_core.configs import INPUT, HybridConfig, MLPConfig, PhysicsConfig, is_module
 from adeptml_core.errors import ConfigError, InputError
@@ -173,6 +175,23 @@ class HybridModel(nn.Module):
             f"phy_args: there is no solver member {name!r}.{hint} "
             f"Solver members: {', '.join(self.models_physics) or 'none'}."
         )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model as one file: config, weights, where its solvers come from.
+
+        See `adeptml_core.checkpoint.save_model`, which does it.
+        """
+        checkpoint.save_model(self, path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], modules: Mapping[str, nn.Module] | None = None
+    ) -> "HybridModel":
+        """Return the model that `save` wrote; `modules` are its own modules, by member.
+
+        No code from the file is run. See `adeptml_core.checkpoint.load_model`, which does it.
+        """
+        return checkpoint.load_model(cls, path, modules)
 
     def extra_repr(self) -> str:
         """Name the solvers, which are no modules."""

@@ -153,8 +153,9 @@ def train(
     metrics : mapping of str to callable, optional
         ``metric(y_pred, y) -> number``, averaged over the batches of the test pass.
     on_nonfinite : {"raise", "skip", "stop"}
-        What to do where a loss or gradient is NaN or infinite: raise `NonFiniteError`; leave the
-        batch out, with a warning; or end the training there. The parameters are never touched.
+        What to do where a loss or gradient is NaN or infinite, or a solver refuses a sample: raise
+        `NonFiniteError` or the solver's `SampleError`; leave the batch out, with a warning; or end
+        the training there. The parameters are never touched.
     scheduler_per : {"step", "epoch"}
         How often the scheduler is stepped.
     progress : bool, optional
@@ -176,7 +177,7 @@ def train(
         before a directory is made.
     ResumeError
         The checkpoint is damaged, foreign, or belongs to another training.
-    NonFiniteError
+    NonFiniteError, SampleError
         As `on_nonfinite` says; names the batch and, where it can be told, solver and row.
     KeyboardInterrupt
         After Ctrl-C: the batch is finished and a checkpoint written first. SIGTERM likewise, but

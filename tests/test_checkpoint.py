@@ -7,6 +7,7 @@ import os
 import random
 import re
 import resource
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from adeptml_core.checkpoint import (
     MODEL_FORMAT,
     UnstorableError,
     clear_strays,
-    load_model,
     random_state,
     read,
     restore_random_state,
@@ -243,7 +243,7 @@ def test_a_model_comes_back_from_one_file(tmp_path: Path) -> None:
     model.models_nn["law"].linear_in.weight.requires_grad_(False)
     save_model(model, tmp_path / "m.pt")
     own = nn.Linear(4, 1)
-    loaded = load_model(tmp_path / "m.pt", modules={"own": own})
+    loaded = HybridModel.load(tmp_path / "m.pt", modules={"own": own})
     assert isinstance(loaded, HybridModel)
     assert loaded.config.to_dict() == model.config.to_dict()
     assert loaded.models_nn["own"] is own
@@ -254,6 +254,34 @@ def test_a_model_comes_back_from_one_file(tmp_path: Path) -> None:
         assert torch.equal(value, expected[name]), name
     frozen = [name for name, p in loaded.named_parameters() if not p.requires_grad]
     assert frozen == ["models_nn.law.linear_in.weight"]
+
+
+@pytest.mark.usefixtures("_cube")
+def test_a_model_saves_and_loads_itself(tmp_path: Path) -> None:
+    """The methods of the model are the two functions."""
+    model = hybrid()
+    model.save(tmp_path / "m.pt")
+    loaded = HybridModel.load(tmp_path / "m.pt", modules={"own": nn.Linear(4, 1)})
+    expected = model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("is_a_repository", [True, False])
+def test_the_commit_is_told_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_a_repository: bool
+) -> None:
+    """Of the working directory, with a mark after changes; None outside of a repository."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    if is_a_repository:
+        identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
+        (tmp_path / "script.py").write_text("")
+        for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "First"]):
+            subprocess.run(["git", *command], check=True, env={**os.environ, "HOME": "/nowhere"})
+        (tmp_path / "script.py").write_text("x = 1\n")
+    HybridModel(HybridConfig({"net": MLPConfig(1, 1, 1, 1, "tanh", "identity")})).save("m.pt")
+    commit = torch.load("m.pt", weights_only=True)["git"]
+    assert re.fullmatch(r"[0-9a-f]{40}-dirty", commit) if is_a_repository else commit is None
 
 
 @pytest.mark.usefixtures("_cube")
@@ -272,9 +300,11 @@ def test_a_missing_module_is_asked_for(tmp_path: Path) -> None:
     """The message says how to give it back; a module too many is refused too."""
     save_model(hybrid(), tmp_path / "m.pt")
     with pytest.raises(ConfigError, match=r"modules={'own': "):
-        load_model(tmp_path / "m.pt")
+        HybridModel.load(tmp_path / "m.pt")
     with pytest.raises(ConfigError, match="'odd'"):
-        load_model(tmp_path / "m.pt", modules={"own": nn.Linear(4, 1), "odd": nn.Linear(1, 1)})
+        HybridModel.load(
+            tmp_path / "m.pt", modules={"own": nn.Linear(4, 1), "odd": nn.Linear(1, 1)}
+        )
 
 
 @pytest.mark.usefixtures("_cube")
@@ -282,7 +312,7 @@ def test_a_module_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     """Other shapes are not this model's."""
     save_model(hybrid(), tmp_path / "m.pt")
     with pytest.raises(ConfigError, match=r"weights do not fit(.|\n)*models_nn.own.weight"):
-        load_model(tmp_path / "m.pt", modules={"own": nn.Linear(3, 1)})
+        HybridModel.load(tmp_path / "m.pt", modules={"own": nn.Linear(3, 1)})
 
 
 @pytest.mark.usefixtures("_cube")
@@ -293,7 +323,7 @@ def test_a_missing_plugin_is_an_error_with_the_pip_line(
     save_model(hybrid(), tmp_path / "m.pt")
     monkeypatch.setenv(registry.ALLOW, "")
     with pytest.raises(PluginError, match="member 'cube' is the solver 'cube'") as caught:
-        load_model(tmp_path / "m.pt", modules={"own": nn.Linear(4, 1)})
+        HybridModel.load(tmp_path / "m.pt", modules={"own": nn.Linear(4, 1)})
     assert caught.value.mend == "pip install adeptml-cube==1.0"
 
 
@@ -306,7 +336,7 @@ def test_another_version_is_a_warning(tmp_path: Path) -> None:
     save(state, tmp_path / "m.pt")
     message = re.escape("was saved with 'cube' of adeptml-cube 0.9; installed is adeptml-cube 1.0")
     with pytest.warns(UserWarning, match=message):
-        load_model(tmp_path / "m.pt", modules={"own": nn.Linear(4, 1)})
+        HybridModel.load(tmp_path / "m.pt", modules={"own": nn.Linear(4, 1)})
 
 
 @pytest.mark.parametrize(

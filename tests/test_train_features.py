@@ -1,5 +1,6 @@
 """What `train` can do beyond upstream: best, patience, metrics, policies, callbacks, progress."""
 
+import copy
 import io
 import json
 import math
@@ -14,10 +15,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import TensorDataset
 
-from adeptml_core.errors import ConfigError, NonFiniteError
+from adeptml_core.configs import HybridConfig, PhysicsConfig
+from adeptml_core.ensemble import HybridModel
+from adeptml_core.errors import ConfigError, NonFiniteError, SampleError
 from adeptml_core.train_utils import Callback, TrainingState, train
 from adeptml_core.training.progress import Progress
+from adeptml_core.training.timing import Watched
 
 
 class Slope(nn.Module):
@@ -477,3 +483,144 @@ def test_no_bar_on_a_terminal_on_demand() -> None:
     progress.step(1, 0.5)
     progress.end()
     assert stream.getvalue() == ""
+
+
+# ---- where the time goes -------------------------------------------------------------------------
+
+
+def slow_hybrid(seconds: float) -> HybridModel:
+    """Return a network before two solvers, the first of which takes its time both ways."""
+
+    def forward(x: Any) -> Any:
+        time.sleep(seconds)
+        return 2 * x
+
+    def vjp(x: Any, g: Any) -> Any:
+        time.sleep(seconds)
+        return 2 * g
+
+    return HybridModel(
+        HybridConfig(
+            {
+                "net": nn.Linear(1, 1).double(),
+                "slow": PhysicsConfig(forward, vjp, use_vjp=True),
+                "quick": PhysicsConfig(lambda x: x, lambda x, g: g, use_vjp=True),
+            }
+        )
+    )
+
+
+def test_step_time_is_split_into_solvers_and_network() -> None:
+    """Both ways count, the test pass does not; the parts sum to the whole."""
+    run(2, slow_hybrid(0.01), train_loader=[BATCH] * 3)
+    means = {
+        tag: scalars(f"Time/{tag}")
+        for tag in ("step", "network", "data", "solver/slow", "solver/quick")
+    }
+    for epoch in (0, 1):
+        step, network, data, slow, quick = (means[tag][epoch][1] for tag in means)
+        assert 0.02 <= slow <= step
+        assert quick < slow
+        assert data < slow
+        assert network > 0
+        if epoch:  # every step is timed, once one was slow
+            assert slow + quick + network == pytest.approx(step, rel=1e-5)  # float32 in the file
+
+
+def test_the_model_comes_back_without_watches() -> None:
+    """After an epoch, after an error; and a copy that a callback makes has none."""
+    model = slow_hybrid(0.0)
+    before = dict(model._steps)
+    copies: list[HybridModel] = []
+    run(1, model, callbacks=[OnStep(lambda state: copies.append(copy.deepcopy(state.model)))])
+    assert model._steps == before
+    solvers = [getattr(step, "solver", None) for step in copies[0]._steps.values()]
+    assert not any(isinstance(solver, Watched) for solver in solvers)
+    with pytest.raises(ZeroDivisionError):
+        run(1, model, callbacks=[OnStep(lambda state: 1 // 0)])
+    assert model._steps == before
+
+
+def test_a_model_without_solvers_has_no_split() -> None:
+    """A plain network's step is one time."""
+    run()
+    accumulator = EventAccumulator("runs/run_1")
+    accumulator.Reload()
+    times = {tag for tag in accumulator.Tags()["scalars"] if tag.startswith("Time/")}
+    assert times == {"Time/step", "Time/data", "Time/epoch"}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks, at a break
+def test_a_compiled_model_is_timed_too() -> None:
+    """What torch.compile wraps is looked through."""
+    model = slow_hybrid(0.0)
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    compiled = torch.compile(model, backend="eager")
+    train(compiled, [BATCH], None, sgd, F.mse_loss, None, "runs", 1, False)
+    assert len(scalars("Time/solver/slow")) == 1
+
+
+# ---- what a solver refuses -----------------------------------------------------------------------
+
+
+def refusing() -> HybridModel:
+    """Return a model whose solver refuses negative samples."""
+
+    def forward(x: Any) -> Any:
+        if (x < 0).any():
+            raise SampleError(int((x < 0).argmax()), "negative")
+        return x
+
+    solver = PhysicsConfig(forward, lambda x, g: g, use_vjp=True)
+    model = HybridModel(HybridConfig({"net": nn.Linear(1, 1), "picky": solver})).double()
+    with torch.no_grad():
+        model.models_nn["net"].weight.fill_(1.0)
+        model.models_nn["net"].bias.fill_(0.0)
+    return model
+
+
+REFUSED = (torch.tensor([[1.0], [-1.0]], dtype=torch.float64), X)
+
+
+def test_a_refused_sample_follows_the_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a NaN would: raised with the batch's place, left out, or the end."""
+    with pytest.raises(SampleError, match="picky: sample 1") as caught:
+        run(model=refusing(), train_loader=[BATCH, REFUSED])
+    assert caught.value.__notes__[0] == "in batch 1 of epoch 0; no update was made"
+    with pytest.warns(UserWarning, match=r"batch 1 of epoch 0: picky: sample 1.*left out"):
+        run(1, refusing(), train_loader=[BATCH, REFUSED, BATCH], on_nonfinite="skip")
+    run(2, refusing(), train_loader=[REFUSED], on_nonfinite="stop", print_training_loss=True)
+    assert capsys.readouterr().out.rstrip().endswith("The training ends here.")
+
+
+# ---- what is wrong is told before it is done -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_loader": TensorDataset(X, X)}, "train_loader is a TensorDataset"),
+        ({"scheduler": lambda o: torch.optim.lr_scheduler.StepLR}, "the class StepLR"),
+        (
+            {"scheduler": lambda o: StepLR(torch.optim.SGD(Slope().parameters(), 0.1), 1)},
+            "made for another optimizer",
+        ),
+        ({"model": nn.Linear(1, 1)}, r"a Linear, whose forward does not take \(x, phy_args\)"),
+    ],
+    ids=["samples", "class", "another optimizer", "x alone"],
+)
+def test_a_wrong_part_is_told(changes: dict[str, Any], message: str) -> None:
+    """It would train on single samples, or change nothing in silence."""
+    with pytest.raises(ConfigError, match=message):
+        run(**changes)
+    assert not Path("runs").exists()
+
+
+def test_whose_error_it_is() -> None:
+    """An error of a metric or a callback comes out as it is, with a note that names it."""
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(metrics={"odd": lambda y_pred, y: 1 // 0})
+    assert caught.value.__notes__ == ["raised by the metric 'odd'"]
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(callbacks=[Course(), lambda state: 1 // 0])
+    assert caught.value.__notes__ == ["raised by callbacks[1] in on_epoch, batch 1 of epoch 0"]

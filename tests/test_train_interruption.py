@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -138,21 +139,99 @@ def test_interrupted_in_the_test_pass() -> None:
     assert_resumes_exactly("runs")
 
 
-def test_a_loader_that_dies_of_the_signal() -> None:
-    """Ctrl-C may kill a worker first: the error of fetching is the interruption, not a failure."""
+class Dying:
+    """A loader whose second epoch fails at its third batch, as when a signal ended a worker."""
 
-    class Dying:
-        def __iter__(self) -> Iterator[Any]:
-            yield X[:4], X[:4, :1]
-            yield X[4:8], X[4:8, :1]
-            signal.raise_signal(signal.SIGINT)
-            raise RuntimeError("DataLoader worker exited unexpectedly")
+    def __init__(
+        self, number: int = signal.SIGINT, *, batches: int = 2, delay: float = 0.0
+    ) -> None:
+        self.number, self.batches, self.delay = number, batches, delay
+        self.epochs = 0
 
+    def __iter__(self) -> Iterator[Any]:
+        self.epochs += 1
+        for first in range(0, 16, 4):
+            if self.epochs == 2 and first == 4 * self.batches:
+                self._die()
+            yield X[first : first + 4], X[first : first + 4, :1] ** 2
+
+    def _die(self) -> None:
+        if self.number:
+            threading.Timer(self.delay, signal.raise_signal, [self.number]).start()
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+
+
+def train_on(loader: Any, base: str, test: Any = None, **settings: Any) -> Network:
     model = Network()
-    with pytest.raises(KeyboardInterrupt, match="epoch 0, batch 2"):
-        train(model, Dying(), None, torch.optim.SGD(model.parameters(), lr=0.1), F.mse_loss, None,
-              "runs", 1)  # fmt: skip
-    assert Path("runs/run_1/last.ckpt").exists()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    train(model, loader, test, optimizer, F.mse_loss, None, base, EPOCHS, False, **settings)
+    return model
+
+
+WHOLE = [(X[i : i + 4], X[i : i + 4, :1] ** 2) for i in range(0, 16, 4)]
+
+
+@pytest.mark.parametrize("batches", [0, 2])
+@pytest.mark.parametrize("delay", [0.0, 0.2])
+@pytest.mark.parametrize("in_test", [False, True])
+def test_a_loader_that_dies_of_the_signal(batches: int, delay: float, in_test: bool) -> None:
+    """A worker may die before we see the signal: the error of fetching is the interruption."""
+    dying = Dying(signal.SIGTERM, batches=batches, delay=delay)
+    loaders = (WHOLE, dying) if in_test else (dying, WHOLE)
+    with pytest.raises(SystemExit) as caught:
+        train_on(loaders[0], "runs", loaders[1])
+    assert caught.value.code == 143
+    position = torch.load("runs/run_1/last.ckpt", weights_only=True)["ranks"][0]["position"]
+    assert (position["epoch"], position["batch"]) == (1, BATCHES if in_test else batches)
+    resumed, whole = train_on(WHOLE, "runs", WHOLE, resume="auto"), train_on(WHOLE, "whole", WHOLE)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_loader_that_dies_of_itself() -> None:
+    """Without a signal its error comes out as it is."""
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        train_on(Dying(0), "runs")
+
+
+def test_a_signal_before_the_first_batch() -> None:
+    """Nothing has been trained: no directory is made, and it ends as the signal wanted."""
+
+    class Slow:
+        def __iter__(self) -> Iterator[Any]:
+            signal.raise_signal(signal.SIGTERM)
+            yield from WHOLE
+
+    with pytest.raises(SystemExit) as caught:
+        train_on(Slow(), "runs")
+    assert caught.value.code == 143
+    assert not Path("runs").exists()
+
+
+def test_a_worker_that_dies_in_an_update_is_told_at_the_next_fetch() -> None:
+    """Torch raises wherever the main process stands; an update must not be torn by that."""
+    dead, steps = [], []
+
+    def of_torch(number: int, frame: object) -> None:
+        if dead:  # else it was another child, say git
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    previous = signal.signal(signal.SIGCHLD, of_torch)
+
+    class Dies(Callback):
+        def on_step(self, state: TrainingState) -> None:
+            if state.step == 2:
+                dead.append(7)
+                signal.raise_signal(signal.SIGCHLD)
+            steps.append(state.step)
+
+    try:
+        with pytest.raises(RuntimeError, match="signal: Killed"):
+            train_on(WHOLE, "runs", callbacks=[Dies()])
+        assert signal.getsignal(signal.SIGCHLD) is of_torch
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
+    assert steps == [1, 2]
 
 
 def test_a_second_signal_ends_at_once() -> None:
@@ -385,3 +464,33 @@ def test_a_full_disk_leaves_the_last_good_files() -> None:
     assert [n for n in names if n.endswith(".pt")] == ["Model_1.pt"]
     assert not [n for n in names if n.endswith(".tmp")]
     assert_resumes_exactly("runs")
+
+
+class MakeReadOnly(Callback):
+    """Takes the right to write in the run's directory away, as an expired quota or mount would."""
+
+    def on_epoch(self, state: TrainingState) -> None:
+        if state.epoch == 1:
+            state.directory.chmod(0o555)
+            if not os.geteuid():  # root may write anywhere
+                os.seteuid(NOBODY)
+
+
+NOBODY = 65534
+
+
+def test_a_directory_that_becomes_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the file; the checkpoint from before is whole, and the run can go on."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.chdir(folder)
+        Path(folder).chmod(0o755)  # so that nobody gets as far as the run's directory
+        try:
+            with pytest.raises(PermissionError) as caught:
+                run("runs", save_every=2, callbacks=[MakeReadOnly()])
+        finally:
+            os.seteuid(user)
+            Path("runs/run_1").chmod(0o755)
+        assert "Model_" in caught.value.__notes__[0] or "last.ckpt" in caught.value.__notes__[0]
+        assert_resumes_exactly("runs")
+        monkeypatch.undo()

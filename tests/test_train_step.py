@@ -14,6 +14,8 @@ from adeptml_core.configs import HybridConfig, MLPConfig, PhysicsConfig
 from adeptml_core.ensemble import HybridModel
 from adeptml_core.errors import ConfigError, NonFiniteError, SampleError
 from adeptml_core.train_utils import train_step
+from adeptml_core.training.batches import Batch
+from adeptml_core.training.step import Step, _AreFinite
 
 
 class Affine(nn.Module):
@@ -395,6 +397,58 @@ def test_the_search_leaves_the_random_state_alone() -> None:
     with pytest.raises(NonFiniteError):
         train_step(model, sgd(model), nn.MSELoss())(*data(), [])
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("measures_norm", [True, False])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_no_gradient_that_is_not_finite_gets_through(
+    measures_norm: bool, bad: float, dtype: torch.dtype
+) -> None:
+    """Measured or only looked at, in any dtype, and again after one was found."""
+    model = nn.Linear(3, 2).to(dtype)
+    model.bias.register_hook(lambda g: g + torch.tensor([0.0, bad if spoilt else 0.0], dtype=dtype))
+    step = Step(Called(model), torch.optim.SGD(model.parameters(), 0.1), nn.MSELoss())
+    step.measures_norm = measures_norm
+    batch = Batch(torch.rand(4, 3, dtype=dtype), torch.rand(4, 2, dtype=dtype), None)
+    for spoilt in (False, True, False, True):
+        before = [p.detach().clone() for p in model.parameters()]
+        if spoilt:
+            with pytest.raises(NonFiniteError, match="the gradient of this batch"):
+                step.train(batch)
+        else:
+            step.train(batch)
+        same = [torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+        assert all(same) is spoilt
+
+
+def test_looking_leaves_the_gradients_alone() -> None:
+    """To the bit, the smallest numbers too."""
+    gradients = [torch.tensor([1e-45, -0.0, 3.4e38]), torch.rand(5, dtype=torch.float64)]
+    before = [g.clone() for g in gradients]
+    assert _AreFinite()(gradients)
+    assert all(torch.equal(g, b) for g, b in zip(gradients, before, strict=True))
+    assert gradients[0][1].signbit()
+
+
+def test_sparse_gradients_are_looked_at_by_their_norm() -> None:
+    """What the fused call cannot take is measured instead."""
+    model = nn.Embedding(5, 2, sparse=True)
+    step = Step(Called(model), torch.optim.SGD(model.parameters(), 0.1), nn.MSELoss())
+    step.measures_norm = False
+    step.train(Batch(torch.tensor([1, 3]), torch.zeros(2, 2), None))
+    assert math.isfinite(step.gradient_norm)
+
+
+class Called(nn.Module):
+    """A module of x alone, called as a hybrid model is."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, phy_args: object = None) -> Tensor:
+        return self.inner(x)
 
 
 def test_a_norm_that_overflows_is_no_error() -> None:

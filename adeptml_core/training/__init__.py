@@ -7,8 +7,12 @@
 `nonfinite`      who gave the first NaN
 `ranks`          one process, or a `torch.distributed` group of them
 `interruption`   Ctrl-C and SIGTERM, put off to the end of the batch
-`runs`           directories, checkpoints, the record of what was run
-`log`            TensorBoard, printed lines, the progress bar
+`runs`           directories, and the record of what was run
+`resume`         `last.ckpt`: all that it takes to go on
+`session`        a run's log and record, from its first file to its last
+`log`            TensorBoard and printed lines
+`progress`       a bar on a terminal
+`timing`         which solver the time of a step goes into
 `callbacks`      the user's own code in the loop
 `loop`           the loop
 ===============  ================================================================

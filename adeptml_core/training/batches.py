@@ -10,7 +10,7 @@ batches that were used, and restores the second.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +50,8 @@ def unpacked(batch: object, loader: str) -> Batch:
         raise ConfigError(f"{loader} yielded {_described(batch)}; {EXPECTED}{hint}")
     if len(batch) < 2:
         raise ConfigError(f"{loader} yielded {len(batch)} item(s); {EXPECTED}")
+    if len(batch) == 2 and isinstance(batch[0], Tensor) and isinstance(batch[1], Tensor):
+        return Batch(batch[0], batch[1], None)  # nearly always
     x, y, *rest = batch
     if not isinstance(x, Tensor):
         raise ConfigError(f"{loader} yielded {_described(x)} for x; it must be a tensor")
@@ -89,6 +91,8 @@ class Epochs:
         The user's loader.
     others : iterable of loaders
         Loaders whose generators must be put back too (the test loader).
+    watched : callable, optional
+        What an iterator goes through before it is read; see `Interruption.fetched`.
 
     Attributes
     ----------
@@ -96,8 +100,14 @@ class Epochs:
         The random states when the present epoch was opened; None between epochs.
     """
 
-    def __init__(self, loader: Iterable[Any], others: Sequence[Iterable[Any] | None] = ()) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        others: Sequence[Iterable[Any] | None] = (),
+        watched: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+    ) -> None:
         self.loader = loader
+        self._watched = watched
         self.start: State | None = None
         self._generators = [g for each in (loader, *others) for g in _generators(each)]
         self._iterator: Iterator[Any] = iter(())
@@ -108,15 +118,21 @@ class Epochs:
         """The number of batches of an epoch, where the loader knows it."""
         return known_length(self.loader)
 
-    def open(self, epoch: int) -> None:
+    def open(self, epoch: int, start: State | None = None) -> None:
         """Begin an epoch and fetch its first batch.
+
+        Parameters
+        ----------
+        epoch : int
+        start : dict, optional
+            The random states now, where they are at hand already.
 
         Raises
         ------
         ConfigError
             There is none: the loader is empty, or was used up by the epoch before.
         """
-        self.start = self.random()
+        self.start = start or self.random()
         self._make_iterator(epoch)
         self._ahead = list(self._take(1))
         if not self._ahead:
@@ -179,7 +195,7 @@ class Epochs:
         for sampler in _samplers(self.loader):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-        self._iterator = iter(self.loader)
+        self._iterator = self._watched(iter(self.loader))
 
     def _take(self, count: int) -> Iterator[Any]:
         for _ in range(count):

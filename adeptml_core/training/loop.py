@@ -10,7 +10,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from adeptml_core.checkpoint import State, UnstorableError
-from adeptml_core.errors import ConfigError, NonFiniteError
+from adeptml_core.errors import ConfigError, NonFiniteError, SampleError
 from adeptml_core.training.batches import Batch, Epochs, unpacked
 from adeptml_core.training.callbacks import TrainingState
-from adeptml_core.training.interruption import Interruption
+from adeptml_core.training.interruption import InterruptedFetch, Interruption
+from adeptml_core.training.log import learning_rates, tagged
 from adeptml_core.training.progress import Progress
 from adeptml_core.training.ranks import Ranks
 from adeptml_core.training.resume import (
@@ -46,8 +47,12 @@ from adeptml_core.training.settings import (
     is_plateau,
 )
 from adeptml_core.training.step import Step, evaluating
+from adeptml_core.training.timing import Watches
 
 __all__ = ["Training"]
+
+
+LONG = 64  # batches; in longer epochs the norm of the gradient is measured in every eighth
 
 
 class _Ended(Exception):  # noqa: N818 - the end of a training, not a fault
@@ -56,11 +61,17 @@ class _Ended(Exception):  # noqa: N818 - the end of a training, not a fault
 
 @dataclass
 class _Times:
-    """Seconds of one epoch: since its start, in updates, and waiting for batches."""
+    """Seconds of one epoch in this session: since its start, in updates, waiting for batches."""
 
     began: float
+    batches: int = 0
     updating: float = 0.0
     waiting: float = 0.0
+
+    def means(self) -> dict[str, float]:
+        """Return the means over the batches, by their tags."""
+        seconds = {"Time/step": self.updating, "Time/data": self.waiting}
+        return {tag: spent / self.batches for tag, spent in seconds.items() if self.batches}
 
 
 class Training:
@@ -96,7 +107,8 @@ class Training:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.parts = Parts(model, optimizer, loss_fn, scheduler, self.settings.callbacks)
-        self.epochs = Epochs(train_loader, [test_loader])
+        self.interruption = Interruption()
+        self.epochs = Epochs(train_loader, [test_loader], self.interruption.fetched)
         self.steps_per_batch = self.settings.scheduler_per is SchedulerPer.STEP and not is_plateau(
             scheduler
         )
@@ -107,10 +119,12 @@ class Training:
             scheduler if self.steps_per_batch else None,
             self.settings.grad_clip,
             self.ranks,
+            self._place,
         )
         shown = self.settings.progress if self.ranks.is_first else False
         self.progress = Progress(shown, self.epochs.length)
-        self.interruption = Interruption()
+        self._norm_every = 1 if (self.epochs.length or LONG) < LONG else 8
+        self.watches = Watches(model)
         self.position = Position()
         self.best = Best()
         self._saved_step = 0
@@ -135,21 +149,36 @@ class Training:
             A file could not be written.
         """
         self.is_resumable = self._can_be_resumed(resume)
+        with self.interruption:
+            checkpoint = self._prepare(base, resume)
+            with self._session(base, checkpoint) as self.session:
+                self.state = self._new_state()
+                try:
+                    self._train()
+                except (InterruptedFetch, RuntimeError) as error:
+                    self._end_if_interrupted(error)
+                    raise
+
+    def _prepare(self, base: Path, resume: Any) -> Path | None:
+        """Make all ready for the next batch; return the checkpoint of the run that goes on."""
         checkpoint = self.ranks.share(checkpoint_to_resume(resume, base))
-        if checkpoint is None:
-            self._begin()
-        else:
-            self._go_on_from(checkpoint)
-        with self.interruption, self._session(base, checkpoint) as self.session:
-            self.state = self._new_state()
-            if checkpoint is not None:
-                self.session.log.print(
-                    f"Going on with {self.session.directory.name} at epoch {self.position.epoch}, "
-                    f"batch {self.position.batch}"
-                )
-            self._train()
+        try:
+            if checkpoint is None:
+                self._begin()
+            else:
+                self._go_on_from(checkpoint)
+            if self.interruption.requested is not None and self.ranks.size == 1:
+                raise InterruptedFetch
+        except InterruptedFetch:
+            self._end("Training interrupted before its first batch; nothing has changed on disk.")
+        return checkpoint
 
     def _train(self) -> None:
+        if self.position.step or self.position.epoch:
+            self.session.log.print(
+                f"Going on with {self.session.directory.name} at epoch {self.position.epoch}, "
+                f"batch {self.position.batch}"
+            )
         self._call("on_start")
         try:
             while self.position.epoch < self.settings.epochs and not self._has_lost_patience():
@@ -235,7 +264,10 @@ class Training:
         """Open an epoch after the first; a loader that is used up must not cost what was learnt."""
         now = self.epochs.random()
         try:
-            self.epochs.open(self.position.epoch)
+            self.epochs.open(self.position.epoch, now)
+        except InterruptedFetch as error:
+            self.epochs.close()
+            self._leave_by_failure(error, now)
         except ConfigError:
             self.epochs.close()
             self._write_checkpoint(now)
@@ -243,46 +275,56 @@ class Training:
 
     def _train_pass(self, times: _Times) -> None:
         self.progress.start(self.position.epoch)
-        started = time.perf_counter()
-        for item in self._fetched():
-            fetched = time.perf_counter()
-            self._batch(unpacked(item, "train_loader"))
-            ended = time.perf_counter()
-            times.waiting += fetched - started
-            times.updating += ended - fetched
-            started = ended
-
-    def _fetched(self) -> Iterator[Any]:
-        """Yield the batches; an error in a worker that Ctrl-C killed is the interruption itself."""
+        self.watches.start()
         try:
-            yield from self.epochs
-        except Exception:
-            if self.interruption.requested is not None:
-                self._leave()
-            raise
+            started = time.perf_counter()
+            for item in self.epochs:
+                fetched = time.perf_counter()
+                self.watches.turn(times.batches)
+                self._batch(unpacked(item, "train_loader"))
+                ended = time.perf_counter()
+                self.watches.note(ended - fetched)
+                times.waiting += fetched - started
+                times.updating += ended - fetched
+                times.batches += 1
+                started = ended
+        except InterruptedFetch as error:
+            self._leave_by_failure(error)
+        finally:
+            self.watches.off()
 
     def _batch(self, batch: Batch) -> None:
         position = self.position
-        self.step.place = f"batch {position.batch} of epoch {position.epoch}"
+        measured = self.step.measures_norm = position.batch % self._norm_every == 0
         loss = self._update(batch)
         position.batch += 1
         if not math.isnan(loss):
             position.step += 1
             position.counted += 1
             position.loss_sum += loss
-            position.norm_sum += self.step.gradient_norm
-        self.progress.step(position.batch, loss)
+            if measured:
+                position.norm_sum += self.step.gradient_norm
+                position.normed += 1
+        if self.progress.is_on:
+            self.progress.step(position.batch, loss)
         if self.settings.callbacks:
             self._place_state(loss)
             self._call("on_step")
         self._after_batch()
 
+    def _place(self) -> str:
+        return f"batch {self.position.batch} of epoch {self.position.epoch}"
+
     def _update(self, batch: Batch) -> float:
         """Return the loss of one update; NaN for a batch that is left out."""
         try:
             return self.step.train(batch)
-        except NonFiniteError as error:
+        except (NonFiniteError, SampleError) as error:
             policy = self.settings.on_nonfinite
+            what = str(error)
+            if isinstance(error, SampleError):
+                error.add_note(f"in {self._place()}; no update was made")
+                what = f"{self._place()}: {error}."
             if policy is OnNonFinite.RAISE:
                 error.add_note(
                     f'on_nonfinite="{OnNonFinite.SKIP}" leaves such batches out, '
@@ -291,17 +333,18 @@ class Training:
                 raise
             self.optimizer.zero_grad()
             if policy is OnNonFinite.STOP:
-                self.session.log.print(f"{error} The training ends here.")
+                self.session.log.print(f"{what} The training ends here.")
                 self.state.stop = True
             else:
-                warnings.warn(f"{error} The batch is left out.", UserWarning, stacklevel=7)
+                warnings.warn(f"{what} The batch is left out.", UserWarning, stacklevel=7)
             return math.nan
 
     def _after_batch(self) -> None:
         """Leave, end or write a checkpoint, where a signal, a callback or `save_every` wants it."""
-        leave, end, save = self.ranks.any(
-            self.interruption.requested is not None, self.state.stop, self._is_checkpoint_due()
-        )
+        leave, end = self.interruption.requested is not None, self.state.stop
+        save = self.settings.save_every is not None and self._is_checkpoint_due()
+        if self.ranks.size > 1:
+            leave, end, save = self.ranks.any(leave, end, save)
         if leave:
             self._leave()
         if end:
@@ -310,14 +353,14 @@ class Training:
             self._write_checkpoint()
 
     def _train_means(self) -> tuple[float, float]:
-        """Return the mean loss and the mean norm of the gradient over the epoch's updates."""
+        """Return the mean loss over the epoch's updates, and the mean of the measured norms."""
         position = self.position
-        losses, norms, count = self.ranks.sum(
-            position.loss_sum, position.norm_sum, position.counted
+        losses, norms, count, normed = self.ranks.sum(
+            position.loss_sum, position.norm_sum, position.counted, position.normed
         )
         if not count:
             raise NonFiniteError(f"no batch of epoch {position.epoch} had a finite loss")
-        return losses / count, norms / count
+        return losses / count, norms / normed if normed else math.nan
 
     def _test_pass(self) -> dict[str, float]:
         """Return the means of loss and metrics over the test batches."""
@@ -327,13 +370,16 @@ class Training:
         names = (TEST_LOSS, *self.settings.metrics)
         sums, count = [0.0] * len(names), 0
         self.ranks.spread(self.model.buffers())
-        with evaluating(self.model):
-            for item in self.test_loader:
-                values = self._tested(unpacked(item, "test_loader"))
-                sums = [total + value for total, value in zip(sums, values, strict=True)]
-                count += 1
-                if self.interruption.requested is not None and self.ranks.size == 1:
-                    self._leave(now)  # the test pass will start over
+        try:
+            with evaluating(self.model):
+                for item in self.interruption.fetched(iter(self.test_loader)):
+                    values = self._tested(unpacked(item, "test_loader"))
+                    sums = [total + value for total, value in zip(sums, values, strict=True)]
+                    count += 1
+                    if self.interruption.requested is not None and self.ranks.size == 1:
+                        raise InterruptedFetch  # the test pass will start over
+        except InterruptedFetch as error:
+            self._leave_by_failure(error, now)
         *sums, batches = self.ranks.sum(*sums, count)
         if not batches:
             self._write_checkpoint(now)
@@ -346,29 +392,22 @@ class Training:
     def _tested(self, batch: Batch) -> list[float]:
         loss, y_pred = self.step.test(batch)
         with torch.no_grad():
-            return [
-                loss,
-                *(
-                    _scalar(name, metric(y_pred, batch.y))
-                    for name, metric in self.settings.metrics.items()
-                ),
-            ]
+            metrics = self.settings.metrics.items()
+            return [loss, *(_measured(name, metric, y_pred, batch.y) for name, metric in metrics)]
 
     def _log(self, results: dict[str, float], norm: float, times: _Times) -> None:
         epoch, log = self.position.epoch, self.session.log
         seconds = time.perf_counter() - times.began
         log.epoch(epoch, seconds, results[TRAIN_LOSS], results.get(TEST_LOSS))
-        log.results(epoch, results)
-        log.learning_rates(epoch, [group["lr"] for group in self.optimizer.param_groups])
-        log.scalars(
-            epoch,
-            {
-                "GradientNorm": norm,
-                "Time/epoch": seconds,
-                "Time/step": times.updating / max(self.position.batch, 1),
-                "Time/data": times.waiting / max(self.position.batch, 1),
-            },
-        )
+        scalars = {
+            **tagged(results),
+            **learning_rates([group["lr"] for group in self.optimizer.param_groups]),
+            "GradientNorm": norm,
+            "Time/epoch": seconds,
+            **times.means(),
+            **self.watches.means(),
+        }
+        log.scalars(epoch, scalars)
         self.session.results = results
 
     def _step_scheduler_after_epoch(self, results: dict[str, float]) -> None:
@@ -443,8 +482,12 @@ class Training:
         self._call("on_epoch")
 
     def _call(self, event: str) -> None:
-        for callback in self.settings.callbacks:
-            getattr(callback, event)(self.state)
+        for index, callback in enumerate(self.settings.callbacks):
+            try:
+                getattr(callback, event)(self.state)
+            except Exception as error:
+                error.add_note(f"raised by callbacks[{index}] in {event}, {self._place()}")
+                raise
 
     # -- files --
 
@@ -484,12 +527,45 @@ class Training:
         way_on = "No checkpoint could be written"
         if self.is_resumable:
             way_on = f"To go on: train(..., resume={str(self.session.directory)!r})"
-        message = f"Training interrupted at {place}. {way_on}"
+        self._end(f"Training interrupted at {place}. {way_on}")
+
+    def _end(self, message: str) -> NoReturn:
         self.interruption.end(message if self.ranks.is_first else "")
 
+    def _leave_by_failure(self, error: InterruptedFetch, now: State | None = None) -> NoReturn:
+        """Leave where a signal took a loader from us, with a checkpoint if this process is alone.
 
-def _scalar(name: str, value: Any) -> float:
-    """Return what a metric gave as a number."""
+        Other ranks may stand elsewhere, and would wait for each other in the writing of it.
+        """
+        if self.ranks.size > 1:
+            raise error
+        self._leave(now)
+
+    def _end_if_interrupted(self, error: Exception) -> None:
+        """End as the signal wanted, if there was one: it took a loader, or another rank, from us.
+
+        No checkpoint can be written then; the last one stands.
+        """
+        ours = isinstance(error, InterruptedFetch) or self.ranks.size > 1
+        if self.interruption.requested is None or not ours:
+            return
+        self.progress.end()
+        way_on = "there is none"
+        if (self.session.directory / LAST).exists():
+            way_on = f"to go on from the last: train(..., resume={str(self.session.directory)!r})"
+        self._end(
+            f"Training interrupted at epoch {self.position.epoch}, batch {self.position.batch}, by "
+            f"{error.__cause__ or error}. No checkpoint could be written; {way_on}"
+        )
+
+
+def _measured(name: str, metric: Callable[[Any, Any], Any], y_pred: Any, y: Any) -> float:
+    """Return what a metric gives as a number."""
+    try:
+        value = metric(y_pred, y)
+    except Exception as error:
+        error.add_note(f"raised by the metric {name!r}")
+        raise
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ConfigError(
             f"the metric {name!r} returned shape {tuple(value.shape)}; it must return a number"

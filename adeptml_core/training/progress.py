@@ -31,6 +31,11 @@ class Progress:
         Number of batches in an epoch, where it is known.
     stream : file, optional
         Standard error by default.
+
+    Attributes
+    ----------
+    is_on : bool
+        Whether anything is ever shown.
     """
 
     def __init__(
@@ -39,7 +44,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._batches = batches
         self._has_terminal = self._stream.isatty()
-        self._is_on = shown is True or (shown is None and self._has_terminal)
+        self.is_on = shown is True or (shown is None and self._has_terminal)
         self._bar: Any = None
         self._epoch = 0
         self._done = 0
@@ -53,7 +58,7 @@ class Progress:
 
     def step(self, done: int, loss: float) -> None:
         """Show that `done` batches are done, if it is time."""
-        if not self._is_on or time.monotonic() < self._due:
+        if not self.is_on or time.monotonic() < self._due:
             return
         if self._has_terminal:
             self._draw(done, loss)

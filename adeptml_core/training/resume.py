@@ -49,8 +49,8 @@ class Position:
         Updates since the beginning of the training.
     loss_sum, norm_sum : float
         Over this epoch's updates, on this rank: losses, and norms of the gradient.
-    counted : int
-        Number of updates in the sums.
+    counted, normed : int
+        Number of updates in the two sums.
     """
 
     epoch: int = 0
@@ -59,11 +59,12 @@ class Position:
     loss_sum: float = 0.0
     norm_sum: float = 0.0
     counted: int = 0
+    normed: int = 0
 
     def next_epoch(self) -> None:
         """Go to the start of the next epoch."""
         self.epoch += 1
-        self.batch = self.counted = 0
+        self.batch = self.counted = self.normed = 0
         self.loss_sum = self.norm_sum = 0.0
 
 
@@ -268,8 +269,8 @@ def _first_difference(where: str, saved: Any, present: Any) -> str | None:
 
 def _check_length(saved: int | None, present: int | None, position: Position) -> None:
     """Refuse a loader of another length in the middle of an epoch; say so between epochs."""
-    if saved == present:
-        return
+    if saved == present or saved is None or present is None:
+        return  # an unknown length says nothing; reopening the epoch counts
     message = f"train_loader had {saved} batches in the run, now it has {present}"
     if position.batch:
         raise ResumeError(f"{message}; it cannot be entered after batch {position.batch}")

@@ -21,7 +21,6 @@ import math
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 from adeptml_core._version import __version__
 from adeptml_core.checkpoint import (
     clear_strays,
+    git_commit,
     save,
     solver_provenance,
     unwrapped,
@@ -47,7 +47,6 @@ LAST = "last.ckpt"
 RECORD = "run.json"
 AUTO = "auto"
 RUN = re.compile(r"run_([0-9]+)")
-GIT_PATIENCE = 5.0  # s
 
 
 # ---- directories -------------------------------------------------------------------------------
@@ -185,18 +184,6 @@ def _surroundings() -> dict[str, Any]:
         "platform": platform.platform(),
         "git": git_commit(),
     }
-
-
-def git_commit() -> str | None:
-    """Return the working directory's commit, with ``-dirty`` after changes; None without one."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=GIT_PATIENCE, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def described(

@@ -1,6 +1,7 @@
 """What the user asked of `train`, checked before anything is touched."""
 
 import datetime
+import inspect
 import math
 import operator
 import warnings
@@ -14,8 +15,9 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
+from adeptml_core.checkpoint import unwrapped
 from adeptml_core.errors import ConfigError
 from adeptml_core.training.batches import known_length
 from adeptml_core.training.callbacks import Callback, checked_callbacks
@@ -227,11 +229,39 @@ def check_parts(
             )
     if not callable(loss_fn):
         raise ConfigError(f"loss_fn={loss_fn!r} is not callable")
-    if scheduler is not None and not callable(getattr(scheduler, "step", None)):
-        raise ConfigError(f"scheduler is a {type(scheduler).__name__}, without step()")
+    _check_forward(model)
+    if scheduler is not None:
+        _check_scheduler(scheduler, optimizer)
     _check_loader("train_loader", train_loader, epochs)
     if test_loader is not None:
         _check_loader("test_loader", test_loader, epochs)
+
+
+def _check_forward(model: nn.Module) -> None:
+    """Refuse a module that takes x alone; it can be made a member of a hybrid."""
+    inner = unwrapped(model)
+    try:
+        inspect.signature(inner.forward).bind(None, None)
+    except ValueError:  # compiled code has no signature
+        return
+    except TypeError:
+        raise ConfigError(
+            f"model is a {type(inner).__name__}, whose forward does not take (x, phy_args). "
+            'HybridModel(HybridConfig({"net": model})) makes one that does.'
+        ) from None
+
+
+def _check_scheduler(scheduler: Any, optimizer: Any) -> None:
+    if isinstance(scheduler, type) or not callable(getattr(scheduler, "step", None)):
+        got = f"the class {scheduler.__name__}" if isinstance(scheduler, type) else ""
+        got = got or f"a {type(scheduler).__name__}, without step()"
+        raise ConfigError(f"scheduler is {got}; it must be a scheduler, made for the optimizer")
+    groups = getattr(getattr(scheduler, "optimizer", optimizer), "param_groups", None)
+    if groups is not optimizer.param_groups:
+        raise ConfigError(
+            f"scheduler, a {type(scheduler).__name__}, was made for another optimizer: it would "
+            "change nothing here. Make it anew, with the optimizer that train gets."
+        )
 
 
 def _check_loader(name: str, loader: Any, epochs: int) -> None:
@@ -239,6 +269,11 @@ def _check_loader(name: str, loader: Any, epochs: int) -> None:
         raise ConfigError(f"{name} is a {type(loader).__name__}, which yields no batches")
     if hasattr(loader, "shape") or isinstance(loader, str | bytes | Mapping):
         raise ConfigError(f"{name} is a {type(loader).__name__}; it must yield batches, (x, y)")
+    if isinstance(loader, TensorDataset):
+        raise ConfigError(
+            f"{name} is a TensorDataset, which yields single samples; give "
+            "DataLoader(dataset, batch_size=...)"
+        )
     if isinstance(loader, ONE_SHOT) and epochs > 1:
         raise ConfigError(
             f"{name} is a {type(loader).__name__}, which can be read once, for {epochs} epochs; "
