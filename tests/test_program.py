@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from twins import cores, plain, with_args
 
 from adeptml_core import solve
@@ -229,6 +230,23 @@ def test_opcheck(mode, twin):
         found = pullback(torch.cos(y), given, x, args, solver.identity)
         expected = torch.autograd.grad(apply(solver, *leaves), leaves, torch.cos(y))
         torch.testing.assert_close(tuple(found), expected)
+
+
+def test_make_fx_records_the_op():
+    """Not the solver's result as a constant; bare functions are refused."""
+    solver = plain.solver("split_vjp")
+    ((x,),) = points(plain, 4)
+    graph = make_fx(lambda x: apply(solver, x) * 2)(x)
+    assert "adeptml.linearize" in graph.code
+    torch.testing.assert_close(graph(x + 1), plain.torch(x + 1) * 2)
+
+    def bare(x):
+        return Physics_SplitVJP.apply(x, lambda x: (x**2, lambda g: (2 * x * g,)))
+
+    with pytest.raises(InputError, match="constant of the graph"):
+        make_fx(bare)(x)
+    with pytest.raises(InputError, match="constant of the graph"):
+        make_fx(grad(table.loss(lambda x: apply(solver, x))))(x)
 
 
 # ---- refused -------------------------------------------------------------------------------------

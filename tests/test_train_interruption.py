@@ -479,6 +479,8 @@ class MakeReadOnly(Callback):
 NOBODY = 65534
 
 
+# TensorBoard's writer has a thread of its own, which cannot write any more either.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_directory_that_becomes_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the file; the checkpoint from before is whole, and the run can go on."""
     user = os.geteuid()

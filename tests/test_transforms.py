@@ -448,3 +448,83 @@ def test_threads_do_not_meet():
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+# ---- what an attack found ------------------------------------------------------------------------
+
+
+@every_mode
+def test_a_buffer_with_one_other_holder_is_copied(mode):
+    """A large result that the solver still holds is never torch's own memory."""
+    n = 8192
+    y_buffer, dx_buffer = np.zeros((1, n)), np.zeros((1, n))
+
+    def forward(x):
+        np.multiply(x, x, out=y_buffer)
+        return y_buffer
+
+    def vjp(x, g):
+        np.multiply(2 * x, g, out=dx_buffer)
+        return dx_buffer
+
+    functions = {
+        "jacobian": {"forward": forward, "vjp": vjp},
+        "vjp": {"forward": forward, "vjp": vjp},
+        "split_vjp": {"forward": lambda x: (forward(x), lambda g: (vjp(x, g),))},
+    }
+    mode = "vjp" if mode == "jacobian" else mode  # a Jacobian of this size would hold half a GB
+    f = called(solver_of(mode, **functions[mode]))
+    x = some(1, n)
+    expected = x**2, 2 * x
+    for gradient in (
+        lambda x: table.backward(lambda x: f(x).sqrt(), x)[0],
+        grad(lambda x: f(x).sum()),
+    ):
+        first, y = gradient(x), f(x)
+        kept = first.clone(), y.clone()
+        gradient(x + 1)
+        assert_same((first, y), kept)
+    assert_same((f(x), grad(lambda x: f(x).sum())(x)), expected)
+
+
+def test_a_rule_for_x_refuses_what_forward_mode_asks_of_args():
+    """Forward over reverse: the derivative of an arg's gradient along x has no rule."""
+    fields = {f: getattr(with_args.spec("vjp"), f) for f in ("x", "args", "y", "forward", "vjp")}
+    f = called(solver_of(hvp=lambda x, g, v, a, s: np.zeros_like(x), **fields))
+    x, a, s = CASES[1].point
+    with pytest.raises(HigherOrderError, match="not of the args"):
+        jvp(lambda x: grad(lambda a: f(x, a, s).sum())(a), (x,), (x,))
+
+
+@every_mode
+def test_tensor_args_of_bare_functions_are_batched(mode):
+    """They go through vmap like any tensor; a gradient to them is warned of, once."""
+    solver = RawSolver(Mode(mode), *raw(Mode(mode)), name=f"bare-{mode}")
+    x, k = some(3, 2), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    found = vmap(lambda k: apply(solver, x, k))(k)
+    assert_same(found, k[:, None, None] * x**2)
+    with pytest.warns(UserWarning, match="declares no derivative"):
+        assert_same(grad(lambda k: apply(solver, x, k).sum())(k[0]), torch.zeros(()).double())
+
+
+def test_lists_that_are_edited_later_do_not_reach_the_pullback():
+    """What has no version counter is copied at the call."""
+
+    def forward(x, factors):
+        return x * factors[0], lambda g: (g * factors[0],)
+
+    x, factors = some(2, 3).requires_grad_(), [2.0]
+    y = apply(RawSolver(Mode.SPLIT_VJP, forward), x, factors)
+    factors[0] = 5.0
+    y.sum().backward()
+    assert_same(x.grad, torch.full((2, 3), 2.0).double())
+
+
+def test_what_has_no_values_is_refused_by_name():
+    """Sparse tensors and torch's old vmap have no memory for a solver to read."""
+    solver = plain.solver("vjp")
+    with pytest.raises(InputError, match="to_dense"):
+        apply(solver, torch.eye(3, dtype=torch.float64).to_sparse())
+    x = some(2, 3).requires_grad_()
+    with pytest.raises(InputError, match=r"use torch\.func"):
+        torch.autograd.functional.jacobian(called(solver), x, vectorize=True)
