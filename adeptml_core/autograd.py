@@ -36,7 +36,8 @@ from torch.compiler import is_compiling
 from adeptml_core import program, transforms
 from adeptml_core.derivatives import check_may_run_again
 from adeptml_core.errors import ConfigError, InputError
-from adeptml_core.solver import Linearizer, Pullback, Solver, named
+from adeptml_core.linearizer import Linearizer, Pullback
+from adeptml_core.solver import Solver, named
 from adeptml_core.tensors import adopted, argument, array_of
 from adeptml_core.transforms import functorch_is_active
 

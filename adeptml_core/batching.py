@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adeptml_core.solver import Linearizer, Solver, wanted
+from adeptml_core.linearizer import Linearizer, wanted
+from adeptml_core.solver import Solver
 
 __all__ = ["Apply", "Batched"]
 

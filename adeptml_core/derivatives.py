@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adeptml_core.errors import HigherOrderError, InputError
-from adeptml_core.solver import Linearizer, Pullback, Solver, wanted
+from adeptml_core.linearizer import Linearizer, Pullback, wanted
+from adeptml_core.solver import Solver
 from adeptml_core.spec import Mode
 
 __all__ = ["MOST_PULLBACKS", "curvature", "pushforward"]

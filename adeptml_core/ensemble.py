@@ -26,10 +26,12 @@ from torch import Tensor, nn
 
 from adeptml_core import checkpoint
 from adeptml_core.autograd import apply
+from adeptml_core.bare import RawSolver
 from adeptml_core.configs import INPUT, HybridConfig, MLPConfig, PhysicsConfig, is_module
 from adeptml_core.errors import ConfigError, InputError
+from adeptml_core.linearizer import Linearizer
 from adeptml_core.models import MLP, Physics, Physics_SplitVJP, Physics_VJP
-from adeptml_core.solver import Linearizer, RawSolver, Solver, named
+from adeptml_core.solver import Solver, named
 from adeptml_core.spec import Array, Mode, SolverSpec, did_you_mean
 
 __all__ = ["HybridModel"]

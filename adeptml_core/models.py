@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from adeptml_core.autograd import apply
+from adeptml_core.bare import RawSolver
 from adeptml_core.configs import MLPConfig
-from adeptml_core.solver import RawSolver
 from adeptml_core.spec import Mode
 
 __all__ = ["ACTIVATIONS", "MLP", "Physics", "Physics_SplitVJP", "Physics_VJP"]

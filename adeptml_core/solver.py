@@ -13,8 +13,9 @@ vjp         ``g -> vjp(x, g, *args)``
 jacobian    ``g -> contract(g, jacobian(x, *args))``
 =========== =================================================================
 
-`Solver` makes that one face out of a `SolverSpec`; `RawSolver` makes it out of two bare functions.
-The operator (`adeptml_core.autograd`) and the proof (`adeptml_core.conformance`) know nothing else.
+`Solver` makes that one face (`adeptml_core.linearizer`) out of a `SolverSpec`;
+`adeptml_core.bare.RawSolver` makes it out of two bare functions. The operator
+(`adeptml_core.autograd`) and the proof (`adeptml_core.conformance`) know nothing else.
 
 Both stand guard in both directions. What goes in has the declared dtype and shape, is contiguous
 and read-only. What comes out must have the declared shape and dtype and be real: a wrong shape that
@@ -23,21 +24,16 @@ happens to broadcast is a wrong gradient that nobody sees, so it is a `ContractE
 
 import functools
 import importlib
-import inspect
 import itertools
 import json
-import math
-import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy import ndarray
-from numpy.typing import NDArray
 
 from adeptml_core import registry
 from adeptml_core.errors import (
@@ -48,87 +44,16 @@ from adeptml_core.errors import (
     SampleError,
     UnknownSolverError,
 )
+from adeptml_core.linearizer import AnyArray, Pullback, Shape, place
+from adeptml_core.plans import Plan, Planner
 from adeptml_core.spec import Array, Function, Mode, SolverSpec, check_second_order
 
-__all__ = ["Linearizer", "Pullback", "RawSolver", "Solver", "identified", "named", "wanted"]
-
-AnyArray = NDArray[Any]
-Shape = tuple[int, ...]
-Pullback = Callable[[AnyArray], tuple[AnyArray | None, ...]]
-"""``pullback(g) -> (dx, *dargs)``, None where an arg is not differentiable."""
+__all__ = ["Solver", "identified", "named"]
 
 PLANS_KEPT = 256  # shapes seen by one solver; a loader has two or three
 INTEGRAL = "biu"
 NO_OPTIONS: Mapping[str, Any] = {}
 SEQUENCE = (tuple, list)  # `tuple | list` would be made anew at every call
-
-
-class Linearizer(Protocol):
-    """The face of every solver, local or remote.
-
-    Attributes
-    ----------
-    name : str
-        For messages.
-    differentiable : tuple of bool, or None
-        For each of ``(x, *args)``, whether the pullback gives a cotangent; None: for x alone.
-    keeps_pullback : bool
-        Whether the pullback of `linearize` is worth keeping, because `pullback_at` would have to
-        run forward again.
-    deterministic : bool
-        Whether running forward again gives the same pullback.
-    row_independent : bool
-        Whether row i of y depends on row i of x and of per-sample args alone.
-    second_order : ``"differences"`` or None
-        How second derivatives are obtained where the solver has no rule of its own.
-    identity : str
-        What a compiled or exported program calls the solver; empty where it has no name.
-    """
-
-    name: str
-    mode: Mode
-    differentiable: tuple[bool, ...] | None
-    keeps_pullback: bool
-    deterministic: bool
-    row_independent: bool
-    second_order: str | None
-    identity: str
-
-    def forward(self, x: AnyArray, *args: Any) -> AnyArray:
-        """Return y."""
-
-    def linearize(self, x: AnyArray, *args: Any) -> tuple[AnyArray, Pullback]:
-        """Return y and the pullback at ``(x, *args)``."""
-
-    def pullback_at(self, x: AnyArray, *args: Any) -> Pullback:
-        """Return the pullback alone, where y is known already."""
-
-    def has(self, role: str) -> bool:
-        """Tell whether the solver itself gives ``"jvp"`` or ``"hvp"``."""
-
-    def jacobians(self, y: Shape, x: AnyArray, *args: Any) -> tuple[AnyArray | None, ...]:
-        """Return dy/dx and dy/dargs, each (batch, *y_core, *core), in jacobian mode."""
-
-    def arg_name(self, index: int) -> str:
-        """Return the name of ``args[index]``, for messages."""
-
-
-def wanted(solver: Linearizer, count: int) -> tuple[bool, ...]:
-    """Tell for each of ``(x, *args)``, `count` in all, whether the pullback speaks of it."""
-    return solver.differentiable or (True, *(False for _ in range(count - 1)))
-
-
-# ---- a declared solver -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What the shapes of one call imply; worked out once for each set of shapes."""
-
-    y: Shape
-    inputs: tuple[Shape, ...]  # x and the args, as the solver sees them
-    spread: tuple[int, ...]  # inputs that core repeats for each sample (batched=True, shared)
-    sizes: Mapping[str, int]
 
 
 class _Point:
@@ -142,7 +67,7 @@ class _Point:
     def __init__(
         self,
         inputs: tuple[AnyArray, ...],
-        plan: _Plan,
+        plan: Plan,
         dtype: np.dtype[Any],
         given: np.dtype[Any],
     ) -> None:
@@ -219,7 +144,7 @@ class Solver:
         self._wanted = spec.differentiable
         self._padding = (None,) * len(spec.args)
         self._is_plain = not any(spec.differentiable[1:])  # derivatives need no tuple
-        self._plans: dict[tuple[Shape, ...], _Plan] = {}
+        self._plans: dict[tuple[Shape, ...], Plan] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
 
     def __repr__(self) -> str:
@@ -300,7 +225,7 @@ class Solver:
 
         Nothing is run or kept, so that the sizes may be a tracer's symbols.
         """
-        return _Planner(self, self.declared_sizes).plan((x, *args)).y
+        return Planner(self.spec, self.declared_sizes).plan((x, *args)).y
 
     def is_shared(self, index: int, ndim: int) -> bool:
         """Tell whether an ``args[index]`` of so many dimensions is shared by the batch."""
@@ -402,10 +327,10 @@ class Solver:
             )
         return cast
 
-    def _planned(self, shapes: tuple[Shape, ...]) -> _Plan:
+    def _planned(self, shapes: tuple[Shape, ...]) -> Plan:
         if len(self._plans) >= PLANS_KEPT:
             self._plans.clear()
-        plan = self._plans[shapes] = _Planner(self, self.declared_sizes).plan(shapes)
+        plan = self._plans[shapes] = Planner(self.spec, self.declared_sizes).plan(shapes)
         return plan
 
     @functools.cached_property
@@ -482,7 +407,7 @@ class Solver:
     def where(self, role: str) -> str:
         """Return ``"my_flow/solver.py:61"`` for the function of that role."""
         function = self._functions.get("forward" if role == "pullback" else role)
-        return _place(function) if function is not None else ""
+        return place(function) if function is not None else ""
 
     def _call(
         self,
@@ -874,302 +799,6 @@ def named(
     )
 
 
-class _Planner:
-    """Works out, from the shapes of one call, every size and every expected shape."""
-
-    def __init__(self, solver: Solver, declared: Mapping[str, int]) -> None:
-        self.name = solver.name
-        self.spec = solver.spec
-        self.sizes = dict(declared)
-        self.origin = dict.fromkeys(declared, "the options")
-
-    def plan(self, shapes: tuple[Shape, ...]) -> _Plan:
-        x, *args = shapes
-        self._check_count(len(args))
-        if len(x) != 1 + len(self.spec.x.shape):
-            self._refuse(self.spec.x, x, "(batch, *core)", " Add the batch axis: x[None]")
-        batch = x[0]
-        self._bind(self.spec.x, x, x[1:])
-        inputs, spread = [x], []
-        for index, (array, shape) in enumerate(zip(self.spec.args, args, strict=True), start=1):
-            per_sample = self._is_per_sample(array, shape, batch)
-            core = shape[1:] if per_sample else shape
-            self._bind(array, shape, core)
-            must_spread = array.batched is True and not per_sample
-            if must_spread:
-                spread.append(index)
-            inputs.append((batch, *core) if must_spread else shape)
-        y = tuple(s if isinstance(s, int) else self._size(s) for s in self.spec.y.shape)
-        return _Plan((batch, *y), tuple(inputs), tuple(spread), self.sizes)
-
-    def _check_count(self, count: int) -> None:
-        if count != len(self.spec.args):
-            names = ", ".join(array.name for array in self.spec.args) or "none"
-            raise InputError(
-                f"{self.name} takes {len(self.spec.args)} args after x ({names}), got {count}"
-            )
-
-    def _is_per_sample(self, array: Array, shape: Shape, batch: int) -> bool:
-        extra = len(shape) - len(array.shape)
-        if extra not in (0, 1):
-            self._refuse(array, shape, "its core shape, or (batch, *core)")
-        if extra and array.batched is False:
-            self._refuse(array, shape, "its core shape", " It is shared by the batch")
-        if extra and shape[0] != batch:
-            self._refuse(array, shape, f"batch = {batch} first, as in x")
-        return bool(extra)
-
-    def _bind(self, array: Array, shape: Shape, core: Shape) -> None:
-        """Let `core` define the sizes of `array`, or hold it against those known."""
-        for size, got in zip(array.shape, core, strict=True):
-            known = size if isinstance(size, int) else self.sizes.setdefault(size, got)
-            if isinstance(size, str):
-                self.origin.setdefault(size, array.name)
-            if known != got:
-                why = (
-                    f"{size} = {known} by {self.origin[size]}" if size in self.sizes else f"{size}"
-                )
-                self._refuse(array, shape, f"{self._core(array)} with {why}")
-
-    def _size(self, name: str) -> int:
-        if name not in self.sizes:
-            raise ContractError(
-                f"{self.name}: sizes returned nothing for {name!r}, a size of {self.spec.y.name}",
-                solver=self.name,
-                mode=str(self.spec.mode),
-                where="sizes",
-                expected=name,
-                got=sorted(self.sizes),
-            )
-        return self.sizes[name]
-
-    def _core(self, array: Array) -> str:
-        return f"({', '.join(map(str, array.shape))}{',' if len(array.shape) == 1 else ''})"
-
-    def _refuse(self, array: Array, got: Shape, expected: str, hint: str = "") -> NoReturn:
-        core = self._core(array)
-        raise InputError(
-            f"{self.name}: {array.name} has shape {got}, expected {expected}, where its core "
-            f"shape is {core}.{hint}".rstrip()
-        )
-
-
-# ---- two bare functions --------------------------------------------------------------------------
-
-
-class RawSolver:
-    """A solver without a spec: bare functions, as ``PhysicsConfig(forward_func=...)`` takes them.
-
-    Parameters
-    ----------
-    mode : Mode
-        What `forward` and `derivative` mean.
-    forward : callable
-        ``forward(x, *args) -> y``; in split mode ``-> (y, pullback)``.
-    derivative : callable, optional
-        ``jacobian(x, *args)`` or ``vjp(x, grad_output, *args)``; not used in split mode.
-    second_order : ``"differences"``, optional
-        As of `Solver`.
-
-    Notes
-    -----
-    Nothing is declared, so nothing is taken for granted: the functions get private, writable copies
-    in the dtype of x; y must be ``(batch, ...)`` with at least two axes (one, if x has one); dx
-    must have the shape of x; a Jacobian is ``(batch, *y, *x)`` or the same flattened to three axes.
-    Results are cast to the dtype of x, if they are real and fit. No cotangent of the args.
-    """
-
-    differentiable: tuple[bool, ...] | None = None
-    deterministic = True
-    identity = ""
-    second_order: str | None = None
-
-    def __init__(
-        self,
-        mode: Mode,
-        forward: Callable[..., Any],
-        derivative: Callable[..., Any] | None = None,
-        *,
-        name: str = "",
-        second_order: str | None = None,
-    ) -> None:
-        self.mode = mode
-        self.row_independent = mode is Mode.JACOBIAN  # (batch, out, in) implies it
-        if second_order is not None:
-            self.second_order = check_second_order(second_order)
-        self.name = name or getattr(forward, "__name__", type(forward).__name__)
-        self.keeps_pullback = mode is Mode.SPLIT_VJP
-        self._forward = forward
-        self._derivative = derivative
-
-    def has(self, role: str) -> bool:
-        """Tell that there is no jvp and no hvp."""
-        return False
-
-    def jacobians(self, y: Shape, x: AnyArray, *args: Any) -> tuple[AnyArray | None, ...]:
-        """Return the Jacobian of y (of that shape) for x, shape (batch, *y, *x)."""
-        if x.size == 0:
-            return (np.zeros((*y, *x.shape[1:]), x.dtype),)
-        result = self._call("jacobian", self._require_derivative(), x, args)
-        return (self._jacobian_of(result, x, y).reshape(*y, *x.shape[1:]),)
-
-    def arg_name(self, index: int) -> str:
-        """Return ``"args[0]"``: bare functions have no names for them."""
-        return f"args[{index}]"
-
-    def forward(self, x: AnyArray, *args: Any) -> AnyArray:
-        """Return y, shape (batch, ...), in the dtype of x."""
-        return self._run(x, args)[0]
-
-    def linearize(self, x: AnyArray, *args: Any) -> tuple[AnyArray, Pullback]:
-        """Return y and the pullback at ``(x, *args)``."""
-        y, split = self._run(x, args)
-        return y, functools.partial(self._pull, x, args, split)
-
-    def pullback_at(self, x: AnyArray, *args: Any) -> Pullback:
-        """Return the pullback alone: in split mode by running forward again."""
-        split = self._run(x, args)[1] if self.keeps_pullback else None
-        return functools.partial(self._pull, x, args, split)
-
-    def _run(self, x: AnyArray, args: tuple[Any, ...]) -> tuple[AnyArray, Any]:
-        if x.dtype.kind != "f":
-            raise InputError(
-                f"{self.name}: x is {x.dtype}; a solver's x is real and floating, or its results "
-                "would be cut off. Convert it, e.g. x.float()."
-            )
-        result, split = self._call("forward", self._forward, x, args), None
-        if self.keeps_pullback:
-            pair = isinstance(result, tuple | list) and len(result) == 2 and callable(result[1])
-            if not pair:
-                self._broken(
-                    "forward",
-                    f"returned {type(result).__name__}; in split mode it returns (y, pullback)",
-                )
-            result, split = result
-        elif isinstance(result, tuple | list) and len(result) == 2 and callable(result[1]):
-            self._broken("forward", "returned (y, pullback): set use_split_vjp=True")
-        y = self._cast("forward", result, x.dtype)
-        batched = y.ndim >= min(2, x.ndim) and y.shape[:1] == x.shape[:1]
-        if not batched:
-            self._broken(
-                "forward",
-                f"returned shape {y.shape} for x of shape {x.shape}, expected (batch, out) = "
-                f"({x.shape[0] if x.ndim else ''}, out), one row for each row of x.",
-                (*x.shape[:1], "out"),
-                y.shape,
-            )
-        return y, split
-
-    def _pull(
-        self, x: AnyArray, args: tuple[Any, ...], split: Any, g: AnyArray
-    ) -> tuple[AnyArray | None, ...]:
-        if x.size == 0:
-            return (np.zeros_like(x),)
-        if split is not None:
-            result = self._call("pullback", split, g, ())
-        elif self.mode is Mode.VJP:
-            result = self._call("vjp", self._require_derivative(), x, (g, *args))
-        else:
-            result = self._call("jacobian", self._require_derivative(), x, args)
-            return (self._contract(result, x, g),)
-        role = "pullback" if split is not None else "vjp"
-        dx = self._cast(role, result[0] if isinstance(result, tuple | list) else result, x.dtype)
-        if dx.shape != x.shape:
-            self._broken(
-                role,
-                f"returned shape {dx.shape}, expected {x.shape}: the cotangent of x.",
-                x.shape,
-                dx.shape,
-            )
-        return (dx,)
-
-    def _contract(self, result: Any, x: AnyArray, g: AnyArray) -> AnyArray:
-        jacobian = self._jacobian_of(result, x, g.shape)
-        rows = np.matmul(g.reshape(len(g), 1, jacobian.shape[1]), jacobian)
-        return np.asarray(rows.reshape(x.shape))
-
-    def _jacobian_of(self, result: Any, x: AnyArray, y: Shape) -> AnyArray:
-        """Return what the Jacobian's function gave as (batch, out, in), checked."""
-        jacobian = self._cast("jacobian", result, x.dtype)
-        full = (*y, *x.shape[1:])
-        flat = (len(x), math.prod(y[1:]), math.prod(x.shape[1:]))
-        if jacobian.shape not in (full, flat):
-            transposed = (len(x), *x.shape[1:], *y[1:])
-            hint = " Its axes are transposed." if jacobian.shape == transposed else ""
-            self._broken(
-                "jacobian",
-                f"returned shape {jacobian.shape}, expected {full} = (batch, out, in).{hint}",
-                full,
-                jacobian.shape,
-            )
-        return jacobian.reshape(flat)
-
-    def _require_derivative(self) -> Callable[..., Any]:
-        if self._derivative is None:
-            what = "vjp(x, grad_output, *args)" if self.mode is Mode.VJP else "jacobian(x, *args)"
-            raise ContractError(
-                f"{self.name}: mode {self.mode} needs a derivative function, {what}",
-                solver=self.name,
-                mode=self.mode.value,
-                where="jacobian_func",
-            )
-        return self._derivative
-
-    def _call(
-        self, role: str, function: Callable[..., Any], x: AnyArray, args: tuple[Any, ...]
-    ) -> Any:
-        copies = [arg.copy() if isinstance(arg, np.ndarray) else arg for arg in args]
-        try:
-            return function(np.array(x, order="C"), *copies)
-        except SampleError as error:
-            error.solver = error.solver or self.name
-            raise
-        except AdeptmlError:
-            raise
-        except Exception as error:
-            error.add_note(f"raised by {self.name} in its {role} ({_place(function)})")
-            raise
-
-    def _cast(self, role: str, value: Any, dtype: np.dtype[Any]) -> AnyArray:
-        """Return `value` in `dtype`; refused where that would change more than its precision."""
-        array = np.asarray(value)
-        if array.dtype == dtype:
-            return array
-        if array.dtype.kind not in INTEGRAL + "f":
-            self._broken(
-                role,
-                f"returned {array.dtype}, expected real numbers of {dtype}; "
-                "a cast would lose what makes them different.",
-                dtype,
-                array.dtype,
-            )
-        try:
-            with np.errstate(over="raise"):
-                return array.astype(dtype)
-        except FloatingPointError:
-            self._broken(
-                role,
-                f"returned {array.dtype} with values too large for {dtype}, the dtype of x; "
-                "give x as float64 or scale the result.",
-                dtype,
-                array.dtype,
-            )
-
-    def _broken(
-        self, role: str, message: str, expected: object = None, got: object = None
-    ) -> NoReturn:
-        function = self._derivative if role in ("jacobian", "vjp") else self._forward
-        where = _place(function) if function is not None else ""
-        raise ContractError(
-            f"{self.name} ({self.mode}): {role} {message} {where}".rstrip(),
-            solver=self.name,
-            mode=self.mode.value,
-            where=f"{role} ({where})",
-            expected=expected,
-            got=got,
-        )
-
-
 # ---- small change --------------------------------------------------------------------------------
 
 _locks: dict[str, threading.RLock] = {}
@@ -1202,12 +831,3 @@ def _narrowed(name: str, what: str, value: AnyArray, dtype: np.dtype[Any]) -> An
             f"{name}: {what} holds values too large for {dtype}, the dtype of x; give x in a "
             "wider dtype."
         ) from None
-
-
-def _place(function: Callable[..., Any]) -> str:
-    """Return ``"package/module.py:61"``, as much of it as can be known."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None:
-        return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
-    path = os.path.join(*code.co_filename.split(os.sep)[-2:])
-    return f"{path}:{code.co_firstlineno}"

@@ -41,7 +41,7 @@ from torch.autograd import Function
 from adeptml_core.batching import Batched
 from adeptml_core.derivatives import check_may_run_again, curvature, pushforward
 from adeptml_core.errors import HigherOrderError, InputError
-from adeptml_core.solver import Linearizer, Pullback, wanted
+from adeptml_core.linearizer import Linearizer, Pullback, wanted
 from adeptml_core.tensors import adopted, argument, array_of
 
 try:

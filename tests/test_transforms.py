@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 from twins import plain, plain_hvp, plain_jvp, with_args
 
 from adeptml_core.autograd import apply
+from adeptml_core.bare import RawSolver
 from adeptml_core.errors import ContractError, HigherOrderError, InputError
 from adeptml_core.plugin import Array, SolverSpec
-from adeptml_core.solver import RawSolver, Solver
+from adeptml_core.solver import Solver
 from adeptml_core.spec import Mode
 
 # torch's own: the batched fallback of vmap over some ops, and a renamed helper of dual numbers

@@ -15,7 +15,7 @@ from adeptml_core.conformance.basics import cotangent_for, natural
 from adeptml_core.conformance.probe import AnyArray, Inputs, Probe
 from adeptml_core.conformance.records import Finding, Status, failed, passed
 from adeptml_core.errors import Unavailable
-from adeptml_core.solver import Pullback
+from adeptml_core.linearizer import Pullback
 from adeptml_core.spec import Mode
 
 __all__ = ["check_inputs_stay_unchanged", "check_results_are_owned", "settle"]

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adeptml_core.conformance.limits import Budget, time_limit
-from adeptml_core.solver import Pullback, Solver
+from adeptml_core.linearizer import Pullback
+from adeptml_core.solver import Solver
 from adeptml_core.spec import Mode, SolverSpec
 
 __all__ = ["AnyArray", "Inputs", "Probe", "Undeclared", "as_dtype", "close", "magnitude"]

@@ -13,7 +13,7 @@ from adeptml_core.conformance.noise import within
 from adeptml_core.conformance.probe import Inputs, Probe, close, magnitude
 from adeptml_core.conformance.records import Diagnosis, Finding, failed, passed, skipped
 from adeptml_core.errors import Unavailable
-from adeptml_core.solver import Pullback
+from adeptml_core.linearizer import Pullback
 
 __all__ = [
     "check_pullback_belongs_to_its_call",

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from adeptml_core.checkpoint import unwrapped
-from adeptml_core.solver import AnyArray, Linearizer, Pullback
+from adeptml_core.linearizer import AnyArray, Linearizer, Pullback
 
 __all__ = ["Watched", "Watches"]
 
