@@ -197,6 +197,7 @@ def _contract(spec: SolverSpec) -> Iterator[Check]:
         "any batch size",
         batches.check_batch_size_does_not_matter,
         *STEADY,
+        "pullback-linear",
         "rows-independent",
     )
     yield check(
@@ -204,6 +205,7 @@ def _contract(spec: SolverSpec) -> Iterator[Check]:
         "shared args sum",
         batches.check_shared_args_sum_their_batch,
         *STEADY,
+        "pullback-linear",
         *(f"gradient.{a.name}" for a in spec.args if a.differentiable),
     )
     yield check("global-state", "global state is kept", surroundings.check_global_state_is_kept)
@@ -439,7 +441,7 @@ class Run:
             if name == "options" and diagnosis != Diagnosis.STALE_STATE:
                 continue
             # a wrong gradient explains wrong sums only where it is another array's.
-            if check.id == "shared-args" and name not in STEADY and diagnosis != Diagnosis.ARG:
+            if check.id == "shared-args" and "gradient" in name and diagnosis != Diagnosis.ARG:
                 continue
             return skipped(f"{finding.status} as well, as it must: see '{name}'")
         return finding
