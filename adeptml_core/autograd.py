@@ -18,8 +18,9 @@ is refused, aloud (`HigherOrderError`): a pullback that numpy computed is a cons
 would go on with the wrong number.
 
 *Under torch.func and in forward mode* the same four nodes work that serve a second derivative:
-`adeptml_core.transforms`. *In a compiled or exported program* stand two ops that name the solver:
-`adeptml_core.program`. The node below is for the plain case alone, and as lean as torch allows.
+`adeptml_core.transforms`. *In a program that torch records* (compiled, exported, by make_fx) stand
+two ops that name the solver: `adeptml_core.program`. The node below is for the plain case alone,
+and as lean as torch allows.
 """
 
 import itertools
@@ -38,6 +39,12 @@ from adeptml_core.errors import ConfigError, InputError
 from adeptml_core.solver import Linearizer, Pullback, Solver, named
 from adeptml_core.tensors import adopted, argument, array_of
 from adeptml_core.transforms import functorch_is_active
+
+_modes_are_active: Callable[[], object]
+try:
+    from torch._C import _len_torch_dispatch_stack as _modes_are_active
+except ImportError:  # private, so it may go: make_fx is then refused by fake tensors alone
+    _modes_are_active = bool
 
 _dynamo_is_watching: Callable[[], object]
 try:
@@ -149,6 +156,11 @@ def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
         )
     if functorch_is_active() or forward_ad._current_level >= 0:
         return _transformed(solver, x, args)
+    if _modes_are_active():
+        if program.is_recorded():
+            return _recorded(solver, x, args)
+        # One mode lets users change what was saved, behind the back of a pullback that reads it.
+        x, *args = [a.clone() if isinstance(a, Tensor) else a for a in (x, *args)]  # type: ignore[assignment]
     if is_grad_enabled():
         in_args = bool(args) and any(isinstance(a, Tensor) and a.requires_grad for a in args)
         if in_args:
@@ -188,12 +200,26 @@ def _beside_the_program(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
     return apply(solver, x, *args)
 
 
+def _recorded(solver: Linearizer, x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """Stand in a graph that make_fx makes, or among fake tensors; numpy would be a constant there.
+
+    A bare function has no shapes to be recorded by.
+    """
+    if not isinstance(solver, Solver):
+        raise program.not_recorded(solver.name)
+    return program.call(solver.identity, x, transforms.as_tensors(args))
+
+
 def _transformed(solver: Linearizer, x: Tensor, args: tuple[Any, ...]) -> Tensor:
     """Run as the node that torch may batch, push forward and pull back."""
+    if _modes_are_active() and program.is_recorded():
+        raise program.not_recorded(solver.name)
+    args = _declared(solver, args)
     if isinstance(solver, Solver):
-        point = [x, *transforms.as_tensors(_declared(solver, args))]
+        point = [x, *transforms.as_tensors(args)]
     else:
-        solver, point = transforms.Bound(solver, args), [x]
+        solver = transforms.Bound(solver, args)
+        point = [x, *solver.tensors]
     y, _ = transforms.run(transforms.Forward, solver, *point)
     return cast(Tensor, y)
 
@@ -238,14 +264,16 @@ class _Linearization(torch.autograd.Function):
         if ticket is not None:
             pullback = getattr(ticket, "pullback", None)
         if is_grad_enabled():  # create_graph=True
-            return None, *_differentiable(solver, pullback, g, x, args)
+            needed = ctx.needs_input_grad[1:]
+            return None, *_differentiable(solver, needed, pullback, g, x, args)
         if pullback is None:
             check_may_run_again(solver)
             pullback = solver.pullback_at(array_of(x), *[argument(arg) for arg in args])
         else:  # torch frees what it saved; so do we, and a second time costs nothing
             ctx.kept = solver, None, constants
         if not args:
-            return None, adopted(pullback(array_of(g))[0], x)
+            dx = pullback(array_of(g))[0]  # `dx` alone holds it, or `adopted` finds out
+            return None, adopted(dx, x)
         return None, *_cotangents(pullback, ctx.needs_input_grad[1:], g, x, args)
 
 
@@ -268,7 +296,12 @@ def _cotangents(
 
 
 def _differentiable(
-    solver: Linearizer, pullback: Pullback | None, g: Tensor, x: Tensor, args: list[Any]
+    solver: Linearizer,
+    needed: tuple[bool, ...],
+    pullback: Pullback | None,
+    g: Tensor,
+    x: Tensor,
+    args: list[Any],
 ) -> list[Tensor | None]:
     """Return the cotangents as results of a node of their own."""
     point: list[Any] = [x, *args]
@@ -276,9 +309,10 @@ def _differentiable(
         point = [x, *transforms.as_tensors(args)]
         count = len(point)
     else:
-        solver, count, point = transforms.Bound(solver, tuple(args)), 1, [x]
+        solver, count = transforms.Bound(solver, args), 1
+        point = [x, *solver.tensors]
     ticket = transforms.ticket_of(pullback)
     point = transforms.final(solver, point)
-    found = transforms.run(transforms.PullbackNode, solver, g, ticket, *point)
+    found = transforms.run(transforms.PullbackNode, solver, needed[: len(point)], g, ticket, *point)
     missing = [None] * (len(args) + 1 - count)
     return [*transforms.at_their_places(solver, found, count), *missing]

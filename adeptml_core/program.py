@@ -32,6 +32,25 @@ def call(identity: str, x: Tensor, args: Sequence[Tensor]) -> Tensor:
     return y  # type: ignore[no-any-return]
 
 
+def is_recorded() -> bool:
+    """Tell whether make_fx records what happens now, or fake tensors only play it."""
+    try:  # private, all of it; without, a graph would hold y as a constant, as for any numpy code
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+        from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as modes
+    except ImportError:
+        return False
+    return any(isinstance(mode, ProxyTorchDispatchMode | FakeTensorMode) for mode in modes())
+
+
+def not_recorded(name: str) -> InputError:
+    """Return the error for what has no place in a recorded graph."""
+    return InputError(
+        f"{name}: make_fx or fake tensors reached a solver that cannot be recorded: it would be a "
+        "constant of the graph. Solvers with declared shapes can, but not under torch.func."
+    )
+
+
 # ---- forward -------------------------------------------------------------------------------------
 
 

@@ -13,10 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adeptml_core.errors import InputError
+
 __all__ = ["adopted", "argument", "array_of"]
 
 AnyArray = NDArray[Any]
 
+MUTABLE = (np.ndarray, list, tuple)  # `|` would make it anew at every call
 SMALL = 4096  # elements; below, a copy costs less than finding out whether it is needed
 
 
@@ -24,19 +27,39 @@ def array_of(tensor: Tensor) -> AnyArray:
     """Return the values, read-only; no copy where they are on the CPU; bfloat16 as float32."""
     try:
         array = tensor.numpy(force=True)
-    except TypeError:  # what numpy does not have
-        if tensor.dtype is not torch.bfloat16:
-            raise
-        array = tensor.float().numpy(force=True)
+    except (TypeError, RuntimeError) as error:
+        if tensor.dtype is torch.bfloat16:  # which numpy does not have
+            return array_of(tensor.float())
+        raise _unreadable(tensor, error) from error
     array.setflags(False)  # type: ignore[call-arg] # not writeable: this view, not the tensor
     return array
 
 
+def _unreadable(tensor: Tensor, error: Exception) -> InputError:
+    kind = f"{type(tensor).__name__} of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
+    mend = "Give an ordinary tensor, e.g. by to_dense() or float()."
+    if "Batching rule" in str(error):
+        mend = (
+            "is_grads_batched=True and vectorize=True use torch's old vmap, which no solver can "
+            "serve: use torch.func (jacrev, jacfwd, hessian, or vmap of a vjp)."
+        )
+    return InputError(f"a solver reads dense values in memory, and this {kind} has none. {mend}")
+
+
 def argument(value: Any) -> Any:
-    """Return an arg as the solver takes it; numpy memory, which has no version, is copied."""
+    """Return an arg as the solver takes it; what has no version for torch to watch is copied."""
     if isinstance(value, Tensor):
         return array_of(value)
-    return value.copy() if isinstance(value, np.ndarray) else value
+    return _private(value) if isinstance(value, MUTABLE) else value
+
+
+def _private(value: Any) -> Any:
+    """Return a copy of arrays and lists, that nobody's later edit reaches the pullback."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) in (list, tuple):  # a subclass may be made otherwise
+        return type(value)(_private(item) for item in value)
+    return value
 
 
 def adopted(array: Any, like: Tensor) -> Tensor:

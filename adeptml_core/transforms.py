@@ -9,7 +9,7 @@ node         gives                  derivative in g or v     derivative in z
 `Forward`    ``f(z)``                                        Pullback, Pushforward
 `Pullback`   ``g @ J(z)``           Pushforward              Curvature
 `Pushforward` ``J(z) @ v``          Pullback                 Curvature
-`Curvature`  ``d(g @ J(z)) @ v``    refused                  refused
+`Curvature`  ``d(g @ J(z)) @ v``    in v: Curvature          refused
 ===========  =====================  =======================  ======================
 
 Curvature exists where the solver declares ``hvp`` or the user asked for differences. Elsewhere z
@@ -40,7 +40,7 @@ from torch.autograd import Function
 
 from adeptml_core.batching import Batched
 from adeptml_core.derivatives import check_may_run_again, curvature, pushforward
-from adeptml_core.errors import HigherOrderError
+from adeptml_core.errors import HigherOrderError, InputError
 from adeptml_core.solver import Linearizer, Pullback, wanted
 from adeptml_core.tensors import adopted, argument, array_of
 
@@ -105,30 +105,65 @@ def _redeemed(ticket: Tensor | None) -> Pullback | None:
 
 def as_tensors(args: Sequence[Any]) -> list[Tensor]:
     """Return a declared solver's args as tensors; numbers and arrays keep their precision."""
-    return [arg if isinstance(arg, Tensor) else torch.from_numpy(np.array(arg)) for arg in args]
+    return [arg if isinstance(arg, Tensor) else _as_tensor(arg) for arg in args]
+
+
+def _as_tensor(arg: Any) -> Tensor:
+    try:
+        array = np.array(arg)
+        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+            array = array.astype(np.float64)  # the widest that torch has
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"an arg of type {type(arg).__name__} is no array of numbers: {error}. Where its "
+            "values are tensors, give one tensor (torch.stack)."
+        ) from error
 
 
 class Bound:
-    """Bare functions with their args, which get no derivative and may be anything."""
+    """Bare functions with their args, which get no derivative and may be anything.
 
-    def __init__(self, solver: Linearizer, args: tuple[Any, ...]) -> None:
+    Those that are tensors go through the nodes like a declared solver's, so that torch can batch
+    them, and refuse or warn where it would differentiate them.
+    """
+
+    def __init__(self, solver: Linearizer, args: Sequence[Any]) -> None:
         self.solver = solver
         self.args = args
+        self.places = [i for i, arg in enumerate(args) if isinstance(arg, Tensor)]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.solver, name)
 
-    def linearize(self, x: AnyArray) -> tuple[AnyArray, Pullback]:
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The args that are tensors."""
+        return [self.args[i] for i in self.places]
+
+    def arg_name(self, index: int) -> str:
+        """Return the name of the tensor `index` among the args."""
+        return self.solver.arg_name(self.places[index])
+
+    def linearize(self, x: AnyArray, *arrays: AnyArray) -> tuple[AnyArray, Pullback]:
         """Return y and the pullback at x."""
-        return self.solver.linearize(x, *map(argument, self.args))
+        return self.solver.linearize(x, *self._all(arrays))
 
-    def pullback_at(self, x: AnyArray) -> Pullback:
+    def pullback_at(self, x: AnyArray, *arrays: AnyArray) -> Pullback:
         """Return the pullback alone."""
-        return self.solver.pullback_at(x, *map(argument, self.args))
+        return self.solver.pullback_at(x, *self._all(arrays))
 
-    def jacobians(self, y: tuple[int, ...], x: AnyArray) -> tuple[AnyArray | None, ...]:
+    def jacobians(
+        self, y: tuple[int, ...], x: AnyArray, *arrays: AnyArray
+    ) -> tuple[AnyArray | None, ...]:
         """Return the Jacobian for x."""
-        return self.solver.jacobians(y, x, *map(argument, self.args))
+        return self.solver.jacobians(y, x, *self._all(arrays))
+
+    def _all(self, arrays: Sequence[AnyArray]) -> list[Any]:
+        args = [None if i in self.places else argument(arg) for i, arg in enumerate(self.args)]
+        for place, array in zip(self.places, arrays, strict=True):
+            args[place] = array
+        return args
 
 
 _warned: set[tuple[str, str]] = set()
@@ -145,6 +180,15 @@ def warn_undeclared(solver: str, arg: str) -> None:
         UserWarning,
         stacklevel=4,
     )
+
+
+def _warn_of_undeclared(solver: Linearizer, needed: Sequence[bool]) -> None:
+    """Warn of what only a level of torch.func knows: under vmap a tensor does not tell."""
+    for index, (is_needed, is_wanted) in enumerate(
+        zip(needed, wanted(solver, len(needed)), strict=True)
+    ):
+        if is_needed and not is_wanted:
+            warn_undeclared(solver.name, solver.arg_name(index - 1))
 
 
 # ---- what the nodes compute: plain tensors in and out --------------------------------------------
@@ -186,7 +230,8 @@ def _pushed(
     moves = [None if v is None else array_of(v) for v in tangents]
     arrays = [argument(arg) for arg in args]
     y = (len(x), *core)
-    return adopted(pushforward(solver, moves, y, _redeemed(ticket), array_of(x), *arrays), x)
+    dy = pushforward(solver, moves, y, _redeemed(ticket), array_of(x), *arrays)
+    return adopted(dy, x)
 
 
 def _curved(
@@ -197,7 +242,7 @@ def _curved(
     found = curvature(solver, array_of(g), moves, array_of(x), *map(argument, args))
     return [
         adopted(array, like)
-        for array, like in zip(found, (x, *args), strict=True)
+        for array, like in zip(found, (x, *args))  # noqa: B905 - bare functions speak of x alone
         if array is not None  # a solver's own hvp speaks of x alone
     ]
 
@@ -226,13 +271,15 @@ class Forward(Function):
         ctx.save_for_backward(ticket, *point)
         ctx.save_for_forward(ticket, *point)
         ctx.solver, ctx.core = solver, tuple(y.shape[1:])
+        _warn_of_undeclared(solver, ctx.needs_input_grad[1:])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         ticket, *point = ctx.saved_tensors
         if cotangents[0] is None:
             return (None,) * (1 + len(point))
-        found = run(PullbackNode, ctx.solver, cotangents[0], ticket, *final(ctx.solver, point))
+        needed, at = ctx.needs_input_grad[1:], final(ctx.solver, point)
+        found = run(PullbackNode, ctx.solver, needed, cotangents[0], ticket, *at)
         return None, *at_their_places(ctx.solver, found, len(point))
 
     @staticmethod
@@ -255,41 +302,50 @@ class Forward(Function):
 
 
 class PullbackNode(Function):
-    """``(solver, g, ticket, x, *args) -> cotangents`` of x and each differentiable arg."""
+    """``(solver, needed, g, ticket, x, *args) -> cotangents`` of x and each differentiable arg.
+
+    All are given; `needed` tells which are read.
+    """
 
     @staticmethod
-    def forward(solver: Linearizer, g: Tensor, ticket: Tensor | None, *point: Tensor) -> Any:
+    def forward(
+        solver: Linearizer,
+        needed: tuple[bool, ...],
+        g: Tensor,
+        ticket: Tensor | None,
+        *point: Tensor,
+    ) -> Any:
         return tuple(pulled(solver, ticket, g, point[0], point[1:]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        solver, g, ticket, *point = inputs
+        ctx.solver, ctx.needed, g, ticket, *point = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(ticket, g, *point)
         ctx.save_for_forward(ticket, g, *point)
-        ctx.solver = solver
 
     @staticmethod
     def backward(ctx: Any, *v: Any) -> Any:
         ticket, g, *point = ctx.saved_tensors
         moves = at_their_places(ctx.solver, v, len(point))
         of_g = of_point = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[2]:
             at = final(ctx.solver, point)
             core = tuple(g.shape[1:])
             of_g = run(PushforwardNode, ctx.solver, core, ticket, *at, *moves)
-        if any(ctx.needs_input_grad[3:]):
-            of_point = _curvature(ctx.solver, g, point, moves, ctx.needs_input_grad[3:])
-        return None, of_g, None, *(of_point or [None] * len(point))
+        if any(ctx.needs_input_grad[4:]):
+            of_point = _curvature(ctx.solver, g, point, moves, ctx.needs_input_grad[4:])
+        return None, None, of_g, None, *(of_point or [None] * len(point))
 
     @staticmethod
-    def jvp(ctx: Any, _: None, dg: Any, __: None, *moves: Any) -> Any:
+    def jvp(ctx: Any, _: None, __: None, dg: Any, ___: None, *moves: Any) -> Any:
         ticket, g, *point = ctx.saved_tensors
         total: Sequence[Any] = [None] * sum(wanted(ctx.solver, len(point)))
         if dg is not None:
             at = final(ctx.solver, point)
-            total = run(PullbackNode, ctx.solver, dg, ticket, *at)
+            total = run(PullbackNode, ctx.solver, ctx.needed, dg, ticket, *at)
         if any(v is not None for v in moves):
+            _refuse_what_hvp_lacks(ctx.solver, ctx.needed)
             needed = wanted(ctx.solver, len(point))
             curved = _curvature(ctx.solver, g, point, moves, needed)
             curved = [c for c, is_wanted in zip(curved, needed, strict=True) if is_wanted]
@@ -298,14 +354,20 @@ class PullbackNode(Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: Any, solver: Linearizer, g: Tensor, ticket: Any, *point: Tensor
+        info: Any,
+        in_dims: Any,
+        solver: Linearizer,
+        needed: Any,
+        g: Tensor,
+        ticket: Any,
+        *point: Any,
     ) -> Any:
         def apply(point: Sequence[Any], rest: Sequence[Any]) -> tuple[Tensor, ...]:
             (g,) = rest
             kept = ticket if batched.is_at_one_point else None
-            return tuple(run(PullbackNode, solver, g, kept, *point))
+            return tuple(run(PullbackNode, solver, needed, g, kept, *point))
 
-        batched = Batched(info, solver, point, in_dims[3:], [g], in_dims[1:2], sums=True)
+        batched = Batched(info, solver, point, in_dims[4:], [g], in_dims[2:3], sums=True)
         found = batched.run(apply)
         return found, (0,) * len(found)
 
@@ -336,7 +398,8 @@ class PushforwardNode(Function):
         if any(ctx.needs_input_grad[3 : 3 + n]):
             needed = ctx.needs_input_grad[3 : 3 + n]
             of_point = _curvature(ctx.solver, w, point, moves, needed)
-        found = run(PullbackNode, ctx.solver, w, ticket, *final(ctx.solver, point))
+        needed = ctx.needs_input_grad[3 + n :]
+        found = run(PullbackNode, ctx.solver, needed, w, ticket, *final(ctx.solver, point))
         of_moves = at_their_places(ctx.solver, found, n)
         of_moves = [None if v is None else c for v, c in zip(moves, of_moves, strict=True)]
         return None, None, None, *of_point, *of_moves
@@ -375,15 +438,40 @@ class CurvatureNode(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.solver = inputs[0]
+        ctx.solver, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise _no_further(ctx.solver, "a third derivative")
+    def backward(ctx: Any, *w: Any) -> Any:
+        g, *rest = ctx.saved_tensors
+        point, moves = _halves(rest)
+        if ctx.solver.second_order is None:  # hvp, in x alone
+            w = (w[0], *(None for _ in point[1:]))
+        else:
+            w = tuple(at_their_places(ctx.solver, w, len(point)))
+        curved = CurvatureNode.along(ctx.solver, g, point, w)
+        of_moves = [None if v is None else c for v, c in zip(moves, curved, strict=True)]
+        return None, None, *(None for _ in point), *of_moves
 
     @staticmethod
-    def jvp(ctx: Any, *_: Any) -> Any:
-        raise _no_further(ctx.solver, "a third derivative")
+    def jvp(ctx: Any, _: None, __: Any, *tangents: Any) -> Any:
+        g, *rest = ctx.saved_tensors
+        point, _moves = _halves(rest)
+        _moved, turned = _halves(tangents)
+        at = _ended(ctx.solver, g, *point)
+        return run(CurvatureNode, ctx.solver, *at, *turned)
+
+    @staticmethod
+    def along(
+        solver: Linearizer, g: Tensor, point: Sequence[Any], moves: Sequence[Any]
+    ) -> list[Any]:
+        """Return the node's results at their places; those that have no rule are None."""
+        found = run(CurvatureNode, solver, *_ended(solver, g, *point), *moves)
+        if solver.second_order is None:  # hvp, in x alone
+            return [found[0], *(None for _ in point[1:])]
+        return at_their_places(solver, found, len(point))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, solver: Linearizer, g: Tensor, *rest: Any) -> Any:
@@ -406,36 +494,42 @@ class CurvatureNode(Function):
 
 
 class _Final(Function):
-    """The identity; its derivative is refused."""
+    """The identity; its derivative is refused, by the error that it is given."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(solver: Linearizer, value: Tensor) -> Any:
+    def forward(error: HigherOrderError, value: Tensor) -> Any:
         return value.view_as(value)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.solver = inputs[0]
+        ctx.error = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> Any:
-        raise _no_rule(ctx.solver)
+        raise ctx.error
 
     @staticmethod
     def jvp(ctx: Any, _: None, tangent: Any) -> Any:
-        raise _no_rule(ctx.solver)
+        raise ctx.error
 
 
 def final(solver: Linearizer, point: Sequence[Any]) -> list[Any]:
     """Return x and the args as they may enter a first derivative."""
     if not isinstance(point[0], Tensor) or solver.second_order is not None:
         return list(point)
-    first = 1 if solver.has("hvp") else 0
+    first, error = 1 if solver.has("hvp") else 0, _no_rule(solver)
     return [
-        run(_Final, solver, value) if index >= first and _floats(value) else value
+        run(_Final, error, value) if index >= first and _floats(value) else value
         for index, value in enumerate(point)
     ]
+
+
+def _ended(solver: Linearizer, *values: Any) -> list[Any]:
+    """Return g, x and the args as they enter a second derivative."""
+    error = _no_further(solver, "a third derivative")
+    return [run(_Final, error, value) if _floats(value) else value for value in values]
 
 
 def _floats(value: Any) -> bool:
@@ -457,16 +551,23 @@ def _curvature(
     has_all, has_x = solver.second_order is not None, solver.has("hvp")
     if has_all or has_x:
         if not has_all and any(v is not None for v in moves[1:]):
-            raise _no_rule(solver, "hvp= is declared, which speaks of x alone, not of the args. ")
-        found = run(CurvatureNode, solver, g, *point, *moves)
-        curved = at_their_places(solver, found, len(point)) if has_all else [found[0]]
+            raise _no_rule(solver, HVP_LACKS)
+        curved = CurvatureNode.along(solver, g, point, moves)
     else:
-        curved = []
-    curved = [*curved, *(None for _ in range(len(point) - len(curved)))]
+        curved = [None] * len(point)
     return [
         c if c is not None or not is_needed or not _floats(z) else torch.full_like(z, torch.nan)
         for c, z, is_needed in zip(curved, point, needed, strict=True)
     ]
+
+
+HVP_LACKS = "hvp= is declared, which speaks of x alone, not of the args. "
+
+
+def _refuse_what_hvp_lacks(solver: Linearizer, needed: Sequence[bool]) -> None:
+    """Refuse the derivative of an arg's cotangent along x, which no hvp gives."""
+    if solver.second_order is None and solver.has("hvp") and any(needed[1:]):
+        raise _no_rule(solver, HVP_LACKS)
 
 
 def _no_rule(solver: Linearizer, why: str = "") -> HigherOrderError:
