@@ -157,8 +157,11 @@ def apply(solver: Linearizer, x: Tensor, *args: Any) -> Tensor:
         )
     if functorch_is_active() or getattr(forward_ad, "_current_level", 0) >= 0:
         return _transformed(solver, x, args)
-    if _modes_are_active() and program.is_recorded():
-        return _recorded(solver, x, args)
+    if _modes_are_active():
+        if program.is_recorded():
+            return _recorded(solver, x, args)
+        # One mode lets users change what was saved, behind the back of a pullback that reads it.
+        x, *args = [a.clone() if isinstance(a, Tensor) else a for a in (x, *args)]  # type: ignore[assignment]
     if is_grad_enabled():
         in_args = bool(args) and any(isinstance(a, Tensor) and a.requires_grad for a in args)
         if in_args:

@@ -242,7 +242,7 @@ def _curved(
     found = curvature(solver, array_of(g), moves, array_of(x), *map(argument, args))
     return [
         adopted(array, like)
-        for array, like in zip(found, (x, *args), strict=True)
+        for array, like in zip(found, (x, *args))  # noqa: B905 - bare functions speak of x alone
         if array is not None  # a solver's own hvp speaks of x alone
     ]
 

@@ -208,12 +208,16 @@ PROGRAMS = (
     ("torch.compile, fullgraph: eager, aot_eager, inductor; static and dynamic batch", RIGHT),
     ("torch.export, save, load in a new process; forward and backward", RIGHT),
     ("torch.library.opcheck of both ops", RIGHT),
+    ("make_fx, fake tensors; with backward", RIGHT),
+    ("checkpoint, save_on_cpu, allow_mutation_on_saved_tensors", RIGHT),
     ("DistributedDataParallel, two ranks", RIGHT),
+    ("make_fx around torch.func", "refused"),
+    ("is_grads_batched, autograd.functional with vectorize (torch's old vmap)", "refused"),
     ("torch.compile around torch.func", "refused, or beside the graph"),
     ("forward mode and torch.func around a compiled or exported program", "refused"),
     ("second derivative through a compiled program", "refused"),
 )
-"""What concerns whole programs; `test_program.py` and `test_train_distributed.py` hold them."""
+"""Held by `test_program.py`, `test_operator_hostile.py` and `test_train_distributed.py`."""
 
 
 @dataclass(frozen=True)
