@@ -80,7 +80,8 @@ def solve(
         The solver's options by name.
     second_order : ``"differences"``, optional
         Second derivatives by central differences of the pullback, about 1e-11 of their size in
-        float64; by default they are refused, unless the solver declares a rule.
+        float64, or an `InputError` where steps disagree; by default they are refused, unless the
+        solver declares a rule.
 
     Returns
     -------

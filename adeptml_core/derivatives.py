@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adeptml_core.errors import HigherOrderError, InputError
-from adeptml_core.linearizer import Linearizer, Pullback, wanted
+from adeptml_core.differences import differences
+from adeptml_core.errors import HigherOrderError
+from adeptml_core.linearizer import Linearizer, Pullback
 from adeptml_core.solver import Solver
 from adeptml_core.spec import Mode
 
@@ -197,13 +198,7 @@ def curvature(
     Raises
     ------
     InputError
-        x or an arg lies so near to a declared bound that there is no room for differences.
-
-    Notes
-    -----
-    Differences are central in the solver's widest dtype, at h and h/2, extrapolated to O(h^4), with
-    ``h = eps^(1/5)`` of the ratio of point to tangent: rounding eps/h and truncation h^4 then weigh
-    the same, about 1e-12 of the result in float64.
+        Differences cannot tell it: `adeptml_core.differences`.
     """
     if not x.size:
         return tuple(np.zeros_like(a) for a in (x, *args))
@@ -212,103 +207,5 @@ def curvature(
         v = tangents[0]
         hx = np.zeros_like(x) if v is None else solver.hvp(x, g, v, *args)
         return (hx, *(None for _ in args))
-    return _differences(solver, g, tangents, x, args)
-
-
-def _differences(
-    solver: Linearizer, g: AnyArray, tangents: Tangents, x: AnyArray, args: tuple[Any, ...]
-) -> tuple[AnyArray | None, ...]:
     check_may_run_again(solver)
-    wide = _widest(solver)
-    point = [
-        np.asarray(value, wide) if is_wanted else value
-        for value, is_wanted in zip((x, *args), wanted(solver, 1 + len(args)), strict=True)
-    ]
-    moves = [None if v is None else np.asarray(v, wide) for v in tangents]
-    step = _step(solver, point, moves, float(np.finfo(wide).eps))
-    cotangent = np.asarray(g, wide)
-
-    def slope(h: AnyArray) -> list[AnyArray | None]:
-        ahead, behind = (
-            solver.pullback_at(*_moved(point, moves, sign * h))(cotangent) for sign in (1, -1)
-        )
-        return [
-            None if a is None or b is None else (a - b) / (2 * _fitting(h, a))
-            for a, b in zip(ahead, behind, strict=True)
-        ]
-
-    coarse, fine = slope(step), slope(step / 2)
-    return tuple(
-        None if c is None or f is None else np.asarray((4 * f - c) / 3, x.dtype)
-        for c, f in zip(coarse, fine, strict=True)
-    )
-
-
-def _widest(solver: Linearizer) -> np.dtype[Any]:
-    if not isinstance(solver, Solver):
-        return np.dtype(np.float64)
-    return max((np.dtype(name) for name in solver.spec.dtypes), key=lambda dtype: dtype.itemsize)
-
-
-def _moved(point: Sequence[Any], moves: Tangents, h: AnyArray) -> list[Any]:
-    return [
-        value if move is None else value + _fitting(h, move) * move
-        for value, move in zip(point, moves, strict=True)
-    ]
-
-
-def _fitting(h: AnyArray, like: AnyArray) -> AnyArray:
-    """Return the steps of the rows (or the one step), to be broadcast against `like`."""
-    return h if h.ndim == 0 else h.reshape(-1, *(1 for _ in like.shape[1:]))
-
-
-def _step(solver: Linearizer, point: Sequence[Any], moves: Tangents, eps: float) -> AnyArray:
-    """Return h: one for each row where rows may move by themselves, else one for all."""
-    batch = len(point[0])
-    by_row = _rows_move_alone(solver, point)
-    reach, room = np.full(batch, np.inf), np.full(batch, np.inf)
-    for index, (value, move) in enumerate(zip(point, moves, strict=True)):
-        if move is None or not move.any():
-            continue
-        size, pace = (np.abs(a).reshape(batch if by_row else 1, -1).max(1) for a in (value, move))
-        with np.errstate(divide="ignore"):
-            reach = np.minimum(reach, np.where(size > 0, size, 1.0) / pace)
-        room = np.minimum(room, _room(solver, index, value, move, by_row))
-    reach = np.where(np.isfinite(reach), reach, 1.0)
-    step = np.minimum(eps**0.2 * reach, 0.9 * room)
-    if (step < 1e-3 * eps**0.2 * reach).any():
-        raise InputError(
-            f"{solver.name}: a second derivative by differences needs room to move x and the args, "
-            "but a value lies on its declared bound or next to it. Move it inside, or declare hvp= "
-            "in the solver's spec."
-        )
-    return step if by_row else np.asarray(step.min())
-
-
-def _rows_move_alone(solver: Linearizer, point: Sequence[Any]) -> bool:
-    """Tell whether each row may have a step of its own: a shared arg's cotangent sums over rows."""
-    if not solver.row_independent or not isinstance(solver, Solver):
-        return False
-    return not any(
-        is_wanted and solver.is_shared(index, np.ndim(value))
-        for index, (value, is_wanted) in enumerate(
-            zip(point[1:], solver.spec.differentiable[1:], strict=True)
-        )
-    )
-
-
-def _room(solver: Linearizer, index: int, value: Any, move: Any, by_row: bool) -> AnyArray:
-    """Return how far the point may go along the tangent, both ways, within the declared bounds."""
-    rows = len(value) if by_row else 1
-    if not isinstance(solver, Solver):
-        return np.full(rows, np.inf)
-    array = solver.spec.inputs[index]
-    room = np.full(value.shape, np.inf)
-    if array.low is not None:
-        room = np.minimum(room, value - np.asarray(array.low))
-    if array.high is not None:
-        room = np.minimum(room, np.asarray(array.high) - value)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        paces = np.where(move == 0, np.inf, room / np.abs(move))
-    # Outside its bounds nothing is promised anyway: no use in holding a point there.
-    return np.asarray(np.where(paces < 0, np.inf, paces).reshape(rows, -1).min(1))
+    return differences(solver, g, tangents, x, args)

@@ -32,6 +32,7 @@ FLOORS = {
     "plans": 1,
     "solver": 1,
     "bare": 1,
+    "differences": 1,
     "derivatives": 1,
     "executors": 1,
     "worker": 1,

@@ -307,6 +307,96 @@ def test_differences_are_accurate():
         assert ((second - expected).abs().max() / expected.abs().max()).item() < 1e-10
 
 
+def second_of(f, x):
+    """Return the derivative of the gradient of ``f(x).sum()`` along ones."""
+    x = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+    return torch.autograd.grad(first.sum(), x)[0]
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-16, 1e-12, 1e-9, 1e-3, 1.0, 1e3])
+def test_differences_find_the_scale(size):
+    """The size of x may say nothing: x + x**2 varies on the scale of 1, wherever x is."""
+    f = called(
+        solver_of(
+            second_order="differences",
+            forward=lambda x: x + x**2,
+            vjp=lambda x, g: (1 + 2 * x) * g,
+        )
+    )
+    x = some(2, 3) * size
+    assert_same(second_of(f, x), torch.full((2, 3), 2.0).double(), rtol=1e-8, atol=0.0)
+
+
+def test_a_scale_that_cannot_be_found_is_refused():
+    """Entries of very different size, each varying on its own scale; and a kink."""
+    scale = np.array([300.0, 1e-9])
+    f = called(
+        solver_of(
+            second_order="differences",
+            forward=lambda x: np.sin(x / scale),
+            vjp=lambda x, g: np.cos(x / scale) / scale * g,
+        )
+    )
+    with pytest.raises(InputError, match="steps of another size"):
+        second_of(f, torch.tensor([[200.0, 5e-10]]).double())
+    kinked = called(
+        solver_of(
+            second_order="differences",
+            forward=lambda x: np.abs(x) * x,
+            vjp=lambda x, g: 2 * np.abs(x) * g,
+        )
+    )
+    step = called(
+        solver_of(
+            second_order="differences",
+            forward=np.abs,
+            vjp=lambda x, g: np.sign(x) * g,
+        )
+    )
+    assert_same(
+        second_of(kinked, torch.tensor([[2.0, -2.0]]).double()),
+        torch.tensor([[2.0, -2.0]]).double(),
+    )
+    with pytest.raises(InputError, match="kink"):
+        second_of(step, torch.tensor([[0.0, 1.0]]).double())
+
+
+def test_a_linear_solver_has_no_second_derivative():
+    """Zero to rounding, and not refused for its rounding."""
+    matrix = some(3, 3, seed=2).numpy()
+    f = called(
+        solver_of(
+            second_order="differences",
+            forward=lambda x: x @ matrix,
+            vjp=lambda x, g: g @ matrix.T,
+        )
+    )
+    assert second_of(f, some(4, 3)).abs().max() < 1e-9
+
+
+def test_args_of_other_units_have_their_own_steps():
+    """X about 300, an arg about 1e-6: mixed second derivatives are right."""
+
+    def forward(x, d):
+        return np.sin(x / 300) * np.exp(d * 1e6)
+
+    def pulled(x, g, d):
+        grown = np.exp(d * 1e6) * g
+        return np.cos(x / 300) / 300 * grown, 1e6 * np.sin(x / 300) * grown
+
+    small = Array("d", ("n",), differentiable=True)
+    f = called(solver_of(second_order="differences", args=(small,), forward=forward, vjp=pulled))
+    x, d = 300 * some(2, 3), 1e-6 * some(2, 3, seed=1)
+
+    def twin(x, d):
+        return torch.sin(x / 300) * torch.exp(d * 1e6)
+
+    found, expected = ([hessian(table.loss(g), argnums=(0, 1))(x, d)] for g in (f, twin))
+    for ours, theirs in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+        assert ((ours - theirs).abs().max() / theirs.abs().max()).item() < 1e-8
+
+
 def test_differences_keep_within_the_bounds():
     """Near a bound the step shrinks; on it there is no room, and the error says so."""
     seen = []
