@@ -552,10 +552,18 @@ class Solver:
             value = np.asarray(value.sum(0))  # a 0-d arg's would be a scalar
         return value if point.given is point.dtype else self._given_back(value, point)
 
-    def _given_back(self, value: AnyArray, point: _Point, what: str = "a cotangent") -> AnyArray:
+    def _given_back(self, value: AnyArray, point: _Point, what: str = "") -> AnyArray:
+        """Return `value` in the dtype in which x was given; y must fit.
+
+        A cotangent may overflow to infinity, as torch's own do in half precision: that is what a
+        gradient scaler looks for.
+        """
         if point.given is point.dtype or point.given == point.dtype:
             return value
-        return _narrowed(self.name, what, value, point.given)
+        if what:
+            return _narrowed(self.name, what, value, point.given)
+        with np.errstate(over="ignore"):
+            return value.astype(point.given)
 
     def _wrong_cotangent(self, role: str, index: int, got: Shape, point: _Point) -> NoReturn:
         array, expected = self.spec.inputs[index], point.plan.inputs[index]
@@ -625,6 +633,8 @@ class Solver:
         """Return `value` as an array, refused unless it has the dtype `dtype`."""
         if value is None:
             self._broken(role, f"returned None for {what}, expected an array", dtype, None)
+        if isinstance(value, np.ma.MaskedArray):
+            self._broken(role, f"returned a masked array for {what}; its mask would be lost")
         array = value if type(value) is np.ndarray else np.asarray(value)
         if array.dtype != dtype:
             hint = ""

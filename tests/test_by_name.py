@@ -897,3 +897,35 @@ def test_wrong_options_of_solve_are_config_errors(options: Any, message: str) ->
     adeptml_core.solve("heat1d", T0, k, torch.zeros(4), ends, options={"t": 1.0})
     with pytest.raises(ConfigError, match=message):
         adeptml_core.solve("heat1d", T0, k, torch.zeros(4), ends, options=options)
+
+
+def test_a_cotangent_may_overflow_in_half_precision() -> None:
+    """To infinity, as a gradient scaler expects it; a y that does not fit is still an error."""
+    fields: dict[str, Any] = {"x": Array("x", ("n",)), "y": Array("y", ("n",))}
+    steep = SolverSpec(
+        name="steep",
+        mode="vjp",
+        summary="steep",
+        forward=lambda x: x,
+        vjp=lambda x, g: 1e6 * g,
+        **fields,
+    )
+    x = torch.ones(2, 3, dtype=torch.float16, requires_grad=True)
+    autograd.apply(Solver(steep), x).sum().backward()
+    assert x.grad is not None
+    assert torch.isinf(x.grad).all()
+
+
+def test_a_masked_array_is_refused() -> None:
+    """Its mask would be dropped in silence."""
+    fields: dict[str, Any] = {"x": Array("x", ("n",)), "y": Array("y", ("n",))}
+    masked = SolverSpec(
+        name="masked",
+        mode="vjp",
+        summary="masked",
+        forward=lambda x: np.ma.masked_less(x, 0.0),
+        vjp=lambda x, g: g,
+        **fields,
+    )
+    with pytest.raises(ContractError, match="mask would be lost"):
+        autograd.apply(Solver(masked), torch.zeros(2, 3))
