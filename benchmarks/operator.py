@@ -1,11 +1,13 @@
-"""Time and peak memory of one solver call with its gradient: ours, bare numpy, adeptml 2.1.
+"""Time and peak memory of one solver call with its gradient: ours, bare numpy, and two peers.
 
 For each mode and size the same element-wise cube runs forward and backward
 
 - *numpy*: the solver's two functions, called by hand: what nobody can beat;
 - *by name*: through `adeptml_core.autograd.apply` and a `SolverSpec`;
 - *functions*: through `Physics`, `Physics_VJP`, `Physics_SplitVJP`;
-- *adeptml 2.1*: the same bare functions through its classes (``pip install adeptml==2.1``).
+- *adeptml 2.1*: the same bare functions through its classes (``pip install adeptml==2.1``);
+- *tesseract*: the same as a Tesseract in process (`tesseract_cube.py`), through tesseract-torch; it
+  has one way to differentiate, the vector-Jacobian product.
 
 All run interleaved in one process, on one thread; shown are medians over the rounds, and ratios of
 medians. Peak memory is what numpy and torch allocate above the inputs, in units of one array, from
@@ -13,7 +15,8 @@ a run of its own for each.
 
 ::
 
-    python -m venv scratch && scratch/bin/pip install -e . adeptml==2.1
+    python -m venv scratch
+    scratch/bin/pip install -e . adeptml==2.1 tesseract-torch "tesseract-core[runtime]"
     scratch/bin/python benchmarks/operator.py
 """
 
@@ -23,10 +26,13 @@ if sys.path and sys.path[0].endswith("benchmarks"):
     del sys.path[0]  # or this file would stand in for the standard library's `operator`
 
 import argparse
+import functools
+import gc
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +44,7 @@ from adeptml_core.solver import Solver
 
 MODES = ("jacobian", "vjp", "split_vjp")
 SIZES = ((1, 8), (32, 8), (4096, 1024))
+BURST = 0.01  # seconds; the same for all, so that a slow one does not leave the others cold
 # A Jacobian of the large size would hold 32 GiB: there the mode is measured at 4096 x 16.
 LARGE_JACOBIAN = (4096, 16)
 
@@ -113,7 +120,22 @@ def rivals(mode: str) -> dict[str, Callable[[Any], Any]]:
         print("adeptml 2.1 is not installed here: no comparison with it", file=sys.stderr)
     else:
         ways["adeptml 2.1"] = classes(upstream, mode)
+    if mode == "vjp" and (way := tesseract()):
+        ways["tesseract"] = way
     return ways
+
+
+@functools.cache
+def tesseract() -> Callable[[Any], Any] | None:
+    """Return x -> y through tesseract-torch, where it is installed."""
+    try:
+        from tesseract_core import Tesseract
+        from tesseract_torch import apply_tesseract
+    except ImportError:
+        print("tesseract-torch is not installed here: no comparison with it", file=sys.stderr)
+        return None
+    cube = Tesseract.from_tesseract_api(Path(__file__).with_name("tesseract_cube.py"))
+    return lambda x: apply_tesseract(cube, {"x": x})["y"]
 
 
 def runs(mode: str, shape: tuple[int, int], *, grad: bool = True) -> dict[str, Callable[[], Any]]:
@@ -125,14 +147,7 @@ def runs(mode: str, shape: tuple[int, int], *, grad: bool = True) -> dict[str, C
     forward = (lambda x: cube_split(x)[0]) if mode == "split_vjp" else cube
 
     def through(way: Callable[[Any], Any]) -> Callable[[], Any]:
-        if grad:
-            return lambda: torch.autograd.grad(way(x), x, g)
-
-        def without_grad() -> Any:
-            with torch.no_grad():
-                return way(x)
-
-        return without_grad
+        return (lambda: torch.autograd.grad(way(x), x, g)) if grad else (lambda: way(x))
 
     plain: Callable[[], Any] = (
         (lambda: hand(array, cotangent)) if grad else (lambda: forward(array))
@@ -141,10 +156,14 @@ def runs(mode: str, shape: tuple[int, int], *, grad: bool = True) -> dict[str, C
 
 
 def timed(run: Callable[[], Any], repeats: int) -> float:
+    """Return the seconds of one run, collector off, as `timeit` has it."""
+    gc.disable()
     started = time.perf_counter()
     for _ in range(repeats):
         run()
-    return (time.perf_counter() - started) / repeats
+    passed = time.perf_counter() - started
+    gc.enable()
+    return passed / repeats
 
 
 def medians(ways: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
@@ -152,12 +171,12 @@ def medians(ways: dict[str, Callable[[], Any]], seconds: float) -> dict[str, flo
     bursts: dict[str, list[float]] = {label: [] for label in ways}
     for run in ways.values():
         timed(run, 3)
-    once = max(timed(run, 2) for run in ways.values())
-    repeats = max(1, int(0.01 / once))
-    rounds = max(7, int(seconds / (len(ways) * repeats * once)))
+    once = {label: min(timed(run, 2) for _ in range(3)) for label, run in ways.items()}
+    repeats = {label: max(1, int(BURST / time)) for label, time in once.items()}
+    rounds = max(7, int(seconds / sum(repeats[label] * time for label, time in once.items())))
     for _ in range(rounds):
         for label, run in ways.items():
-            bursts[label].append(timed(run, repeats))
+            bursts[label].append(timed(run, repeats[label]))
     return {label: statistics.median(times) for label, times in bursts.items()}
 
 
@@ -193,15 +212,16 @@ def _resident(field: str) -> float:
 
 
 def table(seconds: float) -> None:
-    labels = ["numpy", "by name", "functions", "adeptml 2.1"]
+    labels = ["numpy", "by name", "functions", "adeptml 2.1", "tesseract"]
     print(f"{'':34s}" + "".join(f"{label:>14s}" for label in labels) + f"{'by name /':>16s}")
-    print(f"{'mode':11s}{'x':>12s}{'':11s}" + " " * 56 + f"{'2.1':>10s}{'numpy':>7s}")
+    print(f"{'mode':11s}{'x':>12s}{'':11s}" + " " * 70 + f"{'2.1':>10s}{'numpy':>7s}")
     for mode in MODES:
         for size in SIZES:
             shape = LARGE_JACOBIAN if mode == "jacobian" and size == SIZES[-1] else size
             for grad in (True, False):
                 what = "f + b" if grad else "no grad"
-                found = medians(runs(mode, shape, grad=grad), seconds)
+                with torch.set_grad_enabled(grad):
+                    found = medians(runs(mode, shape, grad=grad), seconds)
                 _row(mode, shape, what, labels, found, lambda v: f"{1e6 * v:.1f} us")
             if size == SIZES[-1]:
                 peaks = {label: peak(mode, shape, label) for label in found}
