@@ -195,6 +195,8 @@ class RawSolver:
 
     def _cast(self, role: str, value: Any, dtype: np.dtype[Any]) -> AnyArray:
         """Return `value` in `dtype`; refused where that would change more than its precision."""
+        if isinstance(value, np.ma.MaskedArray):
+            self._broken(role, "returned a masked array; its mask would be lost")
         array = np.asarray(value)
         if array.dtype == dtype:
             return array

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from adeptml_core.differences import differences
 from adeptml_core.errors import HigherOrderError
-from adeptml_core.linearizer import Linearizer, Pullback
+from adeptml_core.linearizer import Linearizer, Pullback, wanted
 from adeptml_core.solver import Solver
 from adeptml_core.spec import Mode
 
@@ -201,7 +201,12 @@ def curvature(
         Differences cannot tell it: `adeptml_core.differences`.
     """
     if not x.size:
-        return tuple(np.zeros_like(a) for a in (x, *args))
+        wants = wanted(solver, 1 + len(args))
+        has_all = solver.second_order is not None
+        return tuple(
+            np.zeros(np.shape(value), x.dtype) if index == 0 or (has_all and is_wanted) else None
+            for index, (value, is_wanted) in enumerate(zip((x, *args), wants, strict=True))
+        )
     if solver.second_order is None:
         assert isinstance(solver, Solver)  # only a spec declares hvp
         v = tangents[0]

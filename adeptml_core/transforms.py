@@ -3,14 +3,14 @@
 With z = (x, *args) and y = f(z), each node is a function that torch may batch, push forward and
 pull back, and the derivatives of the first three are nodes again:
 
-===========  =====================  =======================  ======================
-node         gives                  derivative in g or v     derivative in z
-===========  =====================  =======================  ======================
-`Forward`    ``f(z)``                                        Pullback, Pushforward
-`Pullback`   ``g @ J(z)``           Pushforward              Curvature
-`Pushforward` ``J(z) @ v``          Pullback                 Curvature
-`Curvature`  ``d(g @ J(z)) @ v``    in v: Curvature          refused
-===========  =====================  =======================  ======================
+=================  =======================  ====================  =============================
+node               gives                    derivative in g or v  derivative in z
+=================  =======================  ====================  =============================
+`Forward`          ``f(z)``                                       PullbackNode, PushforwardNode
+`PullbackNode`     ``g @ J(z)``             PushforwardNode       CurvatureNode
+`PushforwardNode`  ``J(z) @ v``             PullbackNode          CurvatureNode
+`CurvatureNode`    ``d(g @ J(z)) @ v``      in v: CurvatureNode   refused
+=================  =======================  ====================  =============================
 
 Curvature exists where the solver declares ``hvp`` or the user asked for differences. Elsewhere z
 enters the second and third node through `_Final`, an identity that says no when torch asks for its

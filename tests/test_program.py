@@ -14,7 +14,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
-from twins import cores, plain, with_args
+from twins import cores, counting, plain, with_args
 
 from adeptml_core import solve
 from adeptml_core.autograd import apply
@@ -96,19 +96,7 @@ def test_compiled_by_inductor(dynamic, mode):
 
 def test_a_compiled_program_calls_the_solver_once():
     """Split mode keeps its pullback through the program: one forward, one pullback."""
-    calls = []
-
-    def forward(x):
-        calls.append("forward")
-
-        def pullback(g):
-            calls.append("pullback")
-            return (2 * x * g,)
-
-        return x**2, pullback
-
-    fields = {"name": "one", "summary": "one", "x": Array("x", ("n",)), "y": Array("y", ("n",))}
-    solver = Solver(SolverSpec(mode="split_vjp", deterministic=False, forward=forward, **fields))
+    solver, calls = counting(deterministic=False)
     f = torch.compile(lambda x: apply(solver, x).sum(), backend="aot_eager", fullgraph=True)
     x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     f(x).backward()

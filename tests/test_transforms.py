@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.func import grad, hessian, jacrev, jvp, vmap
 from torch.utils import _pytree as pytree
-from twins import plain, plain_hvp, plain_jvp, with_args
+from twins import counting, plain, plain_hvp, plain_jvp, with_args
 
 from adeptml_core.autograd import apply
 from adeptml_core.bare import RawSolver
@@ -184,22 +184,6 @@ def test_an_arg_that_cannot_be_spread_is_looped_over():
 
 
 # ---- pullbacks: how many, how long ---------------------------------------------------------------
-
-
-def counting(deterministic=True):
-    """Return a split solver and the list of what was called."""
-    calls = []
-
-    def forward(x):
-        calls.append("forward")
-
-        def pullback(g):
-            calls.append("pullback")
-            return (2 * x * g,)
-
-        return x**2, pullback
-
-    return solver_of("split_vjp", forward=forward, deterministic=deterministic), calls
 
 
 def test_a_kept_pullback_is_not_made_again():
@@ -619,3 +603,30 @@ def test_what_has_no_values_is_refused_by_name():
     x = some(2, 3).requires_grad_()
     with pytest.raises(InputError, match=r"use torch\.func"):
         torch.autograd.functional.jacobian(called(solver), x, vectorize=True)
+
+
+@pytest.mark.parametrize("second_order", [None, "differences"])
+def test_an_empty_batch_has_second_derivatives_of_the_right_places(second_order):
+    """Zeros for x and the declared args, in their own shapes; nothing for the others."""
+    args = (Array("count", (5,)), Array("k", ("n",), differentiable=True))
+    hvp = {} if second_order else {"hvp": lambda x, g, v, count, k: 2 * k * g * v}
+    solver = solver_of(
+        "split_vjp",
+        second_order,
+        args=args,
+        forward=lambda x, count, k: (x**2 * k, lambda g: (2 * x * k * g, None, (g * x**2).sum(0))),
+        **hvp,
+    )
+    x, count, k = (v.requires_grad_() for v in (some(0, 3), some(5), some(3)))
+    y = apply(solver, x, count.detach(), k)
+    first = torch.autograd.grad(y.sum(), x, create_graph=True)
+    inputs = (x, k) if second_order else (x,)
+    found = torch.autograd.grad(first[0].sum(), inputs)
+    assert [tuple(f.shape) for f in found] == [tuple(i.shape) for i in inputs]
+
+
+def test_masked_results_of_bare_functions_are_refused():
+    """As a declared solver's: the mask would be dropped in silence."""
+    solver = RawSolver(Mode.VJP, lambda x: np.ma.masked_less(x, 0.0), lambda x, g: g)
+    with pytest.raises(ContractError, match="mask would be lost"):
+        apply(solver, some(2, 3))

@@ -147,3 +147,21 @@ cores = Twin(
     ),
     of_tensors=lambda x, b: (x**3 * b).sum(-2),
 )
+
+
+def counting(*, deterministic: bool = True) -> tuple[Solver, list[str]]:
+    """Return a split solver for x**2 and the list of what was called."""
+    calls: list[str] = []
+
+    def forward(x: Any) -> Any:
+        calls.append("forward")
+
+        def pullback(g: Any) -> Any:
+            calls.append("pullback")
+            return (2 * x * g,)
+
+        return x**2, pullback
+
+    declared = {"name": "one", "summary": "one", "x": Array("x", ("n",)), "y": Array("y", ("n",))}
+    spec = SolverSpec(mode="split_vjp", forward=forward, deterministic=deterministic, **declared)
+    return Solver(spec), calls
