@@ -29,7 +29,10 @@ from typing import Any
 
 import numpy as np
 
+# NPROC is the size of XLA's pool. On two threads JAX's tridiagonal solve can stand still for good:
+# each call occupies one of the pool while it waits for another, and two calls wait for each other.
 ONE_THREAD = {
+    "NPROC": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -126,8 +129,8 @@ class Worker:
             theirs.close()
         self.pipe.send(request)
         try:
-            # The clock on the wall, generously: it ends only what hangs.
-            answer = self.pipe.recv() if self.pipe.poll(30 * self.limit) else "hangs"
+            # The clock on the wall, generously: it ends only what stands still.
+            answer = self.pipe.recv() if self.pipe.poll(5 * self.limit) else "hangs"
         except (EOFError, OSError):
             self.process.join()
             too_long = self.process.exitcode == -signal.SIGPROF

@@ -210,6 +210,14 @@ def test_wrong_shape_is_an_input_error(
     assert str(caught.value).startswith(f"{name} has shape {shape}; it must be (3, ")
 
 
+def test_a_rod_without_cells_is_an_input_error(module: ModuleType) -> None:
+    """A selection that came out empty must not end as a division by zero."""
+    shared_k = module is propagator
+    shapes = [(3, 0), (0,) if shared_k else (3, 0), (3, 0), (3, 2)]
+    with pytest.raises(InputError, match=r"the rod has no cells: .* n = 0"):
+        module.forward(*map(np.ones, shapes))
+
+
 def test_wrong_cotangent_is_an_input_error(rng: np.random.Generator) -> None:
     """A cotangent has the shape of the temperature."""
     _, pullback = solver.forward(*solver.example(rng, 3))

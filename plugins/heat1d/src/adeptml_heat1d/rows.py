@@ -46,8 +46,8 @@ class Solution:
     Raises
     ------
     InputError
-        Where the shapes disagree. (Core sees to that before; a direct call must not go wrong
-        either.)
+        Where the shapes disagree, or the rod has no cells. (Core sees to most of that before; a
+        direct call must not go wrong either.)
     SampleError
         Where k is not positive and finite.
     """
@@ -104,6 +104,8 @@ def _columns(array: Float) -> Field:
 def _check_shapes(inputs: Mapping[str, Float], like: Float) -> None:
     """Refuse what NumPy might broadcast without a word."""
     n = inputs["T0"].shape[-1]
+    if n == 0:
+        raise InputError("the rod has no cells: T0, k and q have n = 0; n must be 1 or more")
     for name, array in inputs.items():
         core = 2 if name == "T_ext" else n
         shared = () if array is like else ((core,),)
