@@ -324,7 +324,7 @@ def _span(errors: Sequence[float | None]) -> str:
 
 def _multiple(cell: Cell, ours: Cell) -> str:
     if cell.seconds is None or ours.seconds is None:
-        return cell.said
+        return cell.said.partition(":")[0]  # why it failed is told where the problem is shown
     ratio = cell.seconds / ours.seconds
     return f"{ratio:.2f}" if ratio < 9.95 else f"{ratio:,.0f}"
 

@@ -8,7 +8,6 @@ comparison, with three times as many steps, so that it costs as much.
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -49,7 +48,10 @@ def order_4(x: jax.Array, params: jax.Array, substeps: int) -> jax.Array:
     """Return the states by the classical Runge-Kutta method, at the same cost."""
     substeps *= STAGES_OF_ORDER_8 // STAGES_OF_ORDER_4
     h = DURATION / STATES / substeps
-    f = partial(slope, params=jnp.atleast_2d(params).T)
+    L, c, A, Omega = jnp.split(jnp.atleast_2d(params).T, 4)
+
+    def f(t: jax.Array, y: jax.Array) -> jax.Array:
+        return slope(y, L, c, A * jnp.cos(Omega * t))
 
     def advance(y: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
         t = count * h

@@ -38,7 +38,9 @@ import jax.numpy as jnp
 
 __all__ = ["NODES", "STAGES", "WEIGHTS", "WEIGHTS_3", "WEIGHTS_5", "step"]
 
-Slope = Callable[[jax.Array, jax.Array], jax.Array]
+Slope = Callable[[int, jax.Array], jax.Array]
+"""``(stage, y) -> dy/dt`` at the time ``t + NODES[stage] * h``."""
+
 Coefficients = Mapping[int, float]
 """Stage number to coefficient; the stages left out have coefficient 0."""
 
@@ -100,15 +102,14 @@ DISTANCE_3 = _less(WEIGHTS, WEIGHTS_3)
 TINY = 1e-300  # a pendulum at rest has d5 = d3 = 0, and the error 0 rather than 0 / 0
 
 
-def step(slope: Slope, t: jax.Array, y: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+def step(slope: Slope, y: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Advance y from t to t + h.
 
     Parameters
     ----------
     slope : callable
-        ``slope(t, y) -> dy/dt``, of the shape of y.
-    t : Array, shape (), s
-        Time.
+        ``slope(stage, y) -> dy/dt``, of the shape of y, at the time ``t + NODES[stage] * h``. The
+        stages are known beforehand, so what depends on time alone may be computed there.
     y : Array, shape (states, ...)
         State at t.
     h : Array, shape (), s
@@ -123,8 +124,8 @@ def step(slope: Slope, t: jax.Array, y: jax.Array, h: jax.Array) -> tuple[jax.Ar
         estimate judges the step and is no part of it.
     """
     slopes: list[jax.Array] = []
-    for node, row in zip(NODES, STAGES, strict=True):
-        slopes.append(slope(t + node * h, y + h * _mix(row, slopes)))
+    for stage, row in enumerate(STAGES):
+        slopes.append(slope(stage, y + h * _mix(row, slopes)))
     return y + h * _mix(WEIGHTS, slopes), _error(slopes, h)
 
 
