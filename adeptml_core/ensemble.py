@@ -148,7 +148,12 @@ class HybridModel(nn.Module):
         previous = INPUT
         for name, step in self._steps.items():
             if isinstance(step, _Network):
-                values[name] = self.models_nn[name](step.route.for_network(values, previous))
+                given_x, network = step.route.for_network(values, previous), self.models_nn[name]
+                try:
+                    values[name] = network(given_x)
+                except Exception as error:
+                    _tell_of_network(error, name, network, given_x)
+                    raise
             else:
                 values[name] = step(values, previous, given.get(name))
             previous = name
@@ -308,6 +313,18 @@ class _Network:
     """A module, which the model finds by name, so that it may be replaced."""
 
     route: _Route
+
+
+def _tell_of_network(error: Exception, name: str, network: nn.Module, x: Tensor) -> None:
+    """Add to an error what torch's words leave out: which network, and what it was given."""
+    error.add_note(f"in network {name!r}, whose input has shape {tuple(x.shape)} and is {x.dtype}")
+    own = {parameter.dtype for parameter in network.parameters()}
+    if x.is_floating_point() and own and x.dtype not in own:
+        listed = ", ".join(map(str, own))
+        error.add_note(
+            f"its parameters are {listed}: convert the data with .to({listed}), "
+            f"or the model with .to({x.dtype})"
+        )
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,11 @@ class Planner:
                 self.origin.setdefault(size, array.name)
             if known != got:
                 why = (
-                    f"{size} = {known} by {self.origin[size]}" if size in self.sizes else f"{size}"
+                    f" with {size} = {known} by {self.origin[size]}"
+                    if isinstance(size, str)
+                    else ""
                 )
-                self._refuse(array, shape, f"{self._core(array)} with {why}")
+                self._refuse(array, shape, f"{self._allowed(array)}{why}")
 
     def _size(self, name: str) -> int:
         if name not in self.sizes:
@@ -93,6 +95,13 @@ class Planner:
                 got=sorted(self.sizes),
             )
         return self.sizes[name]
+
+    def _allowed(self, array: Array) -> str:
+        """Return the shapes that the contract allows, as a reader writes them."""
+        core, per_sample = self._core(array), f"({', '.join(map(str, ('batch', *array.shape)))})"
+        if array is self.spec.x:
+            return per_sample
+        return core if array.batched is False else f"{core} or {per_sample}"
 
     def _core(self, array: Array) -> str:
         return f"({', '.join(map(str, array.shape))}{',' if len(array.shape) == 1 else ''})"

@@ -173,8 +173,8 @@ def train(
     Raises
     ------
     ConfigError
-        A setting, a loader or another object is wrong. Settings and the first batch are looked at
-        before a directory is made.
+        A setting, a loader or another object is wrong. Settings and objects are looked at, and the
+        first batch is fetched, before a directory is made.
     ResumeError
         The checkpoint is damaged, foreign, or belongs to another training.
     NonFiniteError, SampleError

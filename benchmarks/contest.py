@@ -343,7 +343,7 @@ def draw(
     path : Path
     cells : sequence of Cell
     rows, columns : sequence of str
-        Their labels; a problem's label is ``f"{column}, {row}"``.
+        Their labels; a problem's label is ``f"{column}, {row}"``. Those of none are left out.
     colours : mapping
         Of each family.
     """
@@ -352,6 +352,9 @@ def draw(
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
+    held = {cell.problem for cell in cells}  # --quick holds the smallest alone
+    rows = [row for row in rows if any(f"{column}, {row}" in held for column in columns)]
+    columns = [column for column in columns if any(f"{column}, {row}" in held for row in rows)]
     plt.rcParams.update({"font.size": 9})
     figure, panels = plt.subplots(
         len(rows),

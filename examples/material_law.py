@@ -28,6 +28,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -277,6 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     )
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
     settings = parser.parse_args(arguments)
+    draws = find_spec("matplotlib") is not None
+    if not draws:
+        print('no picture will be drawn: matplotlib is missing (pip install -e ".[examples]")')
     torch.set_num_threads(1)
     started = time.perf_counter()
 
@@ -308,11 +312,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         law = float((k - true_law(phi)).abs().mean() / true_law(phi).mean())
 
     picture = settings.out / "material_law.png"
-    try:
+    if draws:
         draw(picture, model, last, [physics, rival])
         print(f"picture: {picture}")
-    except ImportError:
-        print('no picture: matplotlib is missing (pip install "adeptml-core[examples]")')
     print(f"logs: tensorboard --logdir {logs}")
     print(
         f"with {shared} experiments the hybrid errs {factor:.1f}x less than the pure network; "

@@ -32,6 +32,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -355,6 +356,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--out", type=Path, default=Path("pendulum"), help="folder for the picture")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
     settings = parser.parse_args(arguments)
+    draws = find_spec("matplotlib") is not None
+    if not draws:
+        print('no picture will be drawn: matplotlib is missing (pip install -e ".[examples]")')
     torch.set_num_threads(1)
     began = time.perf_counter()
 
@@ -381,11 +385,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     print(f"friction off by {law:.1%} on average, over the speeds that occurred")
     picture = settings.out / "pendulum_friction.png"
     settings.out.mkdir(parents=True, exist_ok=True)
-    try:
+    if draws:
         draw(picture, trials, truth, speeds)
         print(f"picture: {picture}")
-    except ImportError:
-        print('no picture: matplotlib is missing (pip install "adeptml-core[examples]")')
     print(f"({time.perf_counter() - began:.0f} s)")
     return {name: float(error.median()) for name, error in errors.items()} | {
         "law": law,

@@ -45,6 +45,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -573,6 +574,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[int, dict[str, float]]:
     parser.add_argument("--out", type=Path, default=Path("soil"), help="folder for the picture")
     parser.add_argument("--quick", action="store_true", help="a few steps: does everything work?")
     settings = parser.parse_args(arguments)
+    draws = find_spec("matplotlib") is not None
+    if not draws:
+        print('no picture will be drawn: matplotlib is missing (pip install -e ".[examples]")')
     torch.set_num_threads(1)
 
     record = read(settings.files)
@@ -591,11 +595,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[int, dict[str, float]]:
             errors_of[year] = {name: float(error[0]) for name, error in found.items()}
     picture = settings.out / "soil_temperature.png"
     settings.out.mkdir(parents=True, exist_ok=True)
-    try:
+    if draws:
         draw(picture, record, trials, plan[-1][1][-1], found)
         print(f"picture: {picture}")
-    except ImportError:
-        print('no picture: matplotlib is missing (pip install "adeptml-core[examples]")')
     return errors_of
 
 

@@ -358,6 +358,26 @@ def test_sample_errors_name_the_solver() -> None:
     assert (caught.value.solver, caught.value.row) == ("line", 2)
 
 
+def test_a_size_that_is_a_number_is_told_with_both_shapes() -> None:
+    """Shared by the batch or one for each sample: the reader sees both."""
+    four = spec(args=(Array("p", (4,)), Array("b", (), differentiable=True)))
+    with pytest.raises(InputError, match=r"p has shape \(2,\), expected \(4,\) or \(batch, 4\),"):
+        autograd.apply(Solver(four), values(2, 3), torch.ones(2), 0.0)
+
+
+def test_a_network_that_fails_is_named_with_what_it_was_given() -> None:
+    """NumPy's data are float64 and torch's networks float32: the mend stands in the error."""
+    model = HybridModel(HybridConfig(models={"law": MLPConfig(3, 4, 2, 1, "tanh", "identity")}))
+    with pytest.raises(RuntimeError) as caught:
+        model(torch.ones(5, 3, dtype=torch.float64))
+    where, mend = caught.value.__notes__
+    assert where == "in network 'law', whose input has shape (5, 3) and is torch.float64"
+    assert ".to(torch.float32)" in mend
+    with pytest.raises(RuntimeError) as caught:
+        model(torch.ones(5, 7))
+    assert len(caught.value.__notes__) == 1  # not a matter of dtypes
+
+
 # ---- what goes in --------------------------------------------------------------------------------
 
 
@@ -366,7 +386,11 @@ def test_sample_errors_name_the_solver() -> None:
     [
         (torch.ones(3), [torch.ones(3), 0.0], "Add the batch axis"),
         (torch.ones(2, 3, 1), [torch.ones(3), 0.0], "x has shape"),
-        (torch.ones(2, 3), [torch.ones(4), 0.0], "n = 3 by x"),
+        (
+            torch.ones(2, 3),
+            [torch.ones(4), 0.0],
+            r"expected \(n,\) or \(batch, n\) with n = 3 by x",
+        ),
         (torch.ones(2, 3), [torch.ones(5, 3), 0.0], "batch = 2 first"),
         (torch.ones(2, 3), [torch.ones(1, 2, 3), 0.0], "core shape"),
         (torch.ones(2, 3), [torch.ones(3)], r"takes 2 args after x \(k, b\), got 1"),

@@ -208,6 +208,14 @@ def test_metrics_need_a_test_pass() -> None:
         run(test_loader=None, metrics={"bias": F.l1_loss})
 
 
+def test_a_model_that_fails_says_in_which_batch() -> None:
+    """Torch's own words know nothing of batches."""
+    good, bad = (torch.ones(2, 3), torch.ones(2, 1)), (torch.ones(2, 4), torch.ones(2, 1))
+    with pytest.raises(RuntimeError) as caught:
+        run(model=nn.Linear(3, 1), train_loader=[good, bad], test_loader=None)
+    assert "in batch 1 of epoch 0" in caught.value.__notes__
+
+
 # ---- what is not finite --------------------------------------------------------------------------
 
 NAN = (X * math.nan, X)
@@ -215,8 +223,9 @@ NAN = (X * math.nan, X)
 
 def test_skip_leaves_the_batch_out() -> None:
     """The weights and the mean are those of a run without the batch; a warning tells of it."""
-    with pytest.warns(UserWarning, match=r"batch 1 of epoch 0 .* The batch is left out"):
+    with pytest.warns(UserWarning, match=r"batch 1 of epoch 0 .* The batch is left out") as warned:
         skipped = run(train_loader=[BATCH, NAN, BATCH], on_nonfinite="skip")
+    assert warned[0].filename == __file__  # the line that called train
     loss = scalars("Loss/train")
     model = Slope()
     train(model, [BATCH, BATCH], None, torch.optim.SGD(model.parameters(), lr=0.1), F.mse_loss,

@@ -324,7 +324,7 @@ class Training:
             what = str(error)
             if isinstance(error, SampleError):
                 error.add_note(f"in {self._place()}; no update was made")
-                what = f"{self._place()}: {error}."
+                what = f"{self._place()}: {str(error).rstrip('.')}."
             if policy is OnNonFinite.RAISE:
                 error.add_note(
                     f'on_nonfinite="{OnNonFinite.SKIP}" leaves such batches out, '
@@ -336,8 +336,11 @@ class Training:
                 self.session.log.print(f"{what} The training ends here.")
                 self.state.stop = True
             else:
-                warnings.warn(f"{what} The batch is left out.", UserWarning, stacklevel=7)
+                warnings.warn(f"{what} The batch is left out.", UserWarning, stacklevel=8)
             return math.nan
+        except Exception as error:
+            error.add_note(f"in {self._place()}")
+            raise
 
     def _after_batch(self) -> None:
         """Leave, end or write a checkpoint, where a signal, a callback or `save_every` wants it."""

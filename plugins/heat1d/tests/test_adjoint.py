@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from adeptml_heat1d import conductivity, propagator, solver, tridiagonal
+from adeptml_heat1d import conductivity, evolution, propagator, solver, tridiagonal
 
 NAMES = ("T0", "k", "q", "T_ext")
 STEP = 1e-40
@@ -105,6 +105,19 @@ def test_pullback_of_k_against_extrapolated_differences(
     there = sum(w * (objective(i * h) - objective(-i * h)) for i, w in weights.items()) / h
     back = (d * gradients(inputs, g, **options)["k"]).sum(axis=1)
     np.testing.assert_allclose(there, back, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch", [3, 40])
+def test_faces_taken_a_few_at_a_time_are_all_taken(
+    batch: int, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """Wide batches go through the faces in blocks: what comes of it is what one block gives."""
+    inputs, g = draw(rng, batch, 9), rng.normal(size=(batch, 9))
+    whole = gradients(inputs, g)
+    for faces in (1, 3):
+        monkeypatch.setattr(evolution, "CACHED", faces * 7 * batch)
+        for name, gradient in gradients(inputs, g).items():
+            np.testing.assert_allclose(gradient, whole[name], rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("k", [1e-8, 1e4, 1e8])

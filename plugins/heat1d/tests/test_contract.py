@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,6 +209,41 @@ def test_wrong_shape_is_an_input_error(
     with pytest.raises(InputError) as caught:
         solver.forward(*inputs)
     assert str(caught.value).startswith(f"{name} has shape {shape}; it must be (3, ")
+
+
+@pytest.mark.parametrize("function", [propagator.forward, propagator.jacobian])
+def test_the_propagator_takes_one_material(function: Callable) -> None:
+    """As many materials as cells must not be taken for those of the unit impulses."""
+    square = np.array([[1.0, 2.0], [30.0, 4.0]])
+    with pytest.raises(InputError, match=r"k has shape \(2, 2\); it must be \(2,\)"):
+        function(np.ones((2, 2)), square, np.zeros(2), np.ones(2), t=0.1)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("position", [0, 1, 2, 3])
+def test_an_overflow_spoils_its_own_sample_alone(
+    position: int, batch: int, rng: np.random.Generator
+) -> None:
+    """A number that is finite, but not what is made of it."""
+    inputs = solver.example(rng, batch)
+    expected, pullback = solver.forward(*inputs)
+    g = rng.normal(size=expected.shape)
+    gradients = pullback(g)
+    inputs[position][-1, 0] = 1e308
+    T, pullback = solver.forward(*inputs)
+    assert np.isnan(T[-1]).all()
+    np.testing.assert_allclose(T[:-1], expected[:-1], rtol=1e-12)
+    for got, wanted in zip(pullback(g), gradients, strict=True):
+        np.testing.assert_allclose(got[:-1], wanted[:-1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("poles", [7, 14.0, "14"])
+def test_a_count_of_poles_that_there_is_not_is_a_config_error(
+    poles: Any, rng: np.random.Generator
+) -> None:
+    """At t = 0 too, where no poles are needed."""
+    with pytest.raises(ConfigError, match=r"option poles = .* choose one of 8, 10, 12, 14, 16"):
+        solver.forward(*solver.example(rng, 2), poles=poles, t=0.0)
 
 
 def test_a_rod_without_cells_is_an_input_error(module: ModuleType) -> None:

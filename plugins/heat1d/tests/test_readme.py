@@ -64,5 +64,8 @@ def test_table_shows_the_declared_solvers() -> None:
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
 def test_pictures_are_there(link: str) -> None:
-    """What the text links to, the checkout has."""
-    assert (Path(__file__).parents[1] / link).is_file()
+    """What the text links to, the checkout has; beyond this folder only where there is one."""
+    folder = Path(__file__).parents[1]
+    if link.startswith("../..") and not (folder.parents[1] / "adeptml_core").is_dir():
+        pytest.skip("a copy of this folder has no repository around it")
+    assert (folder / link).is_file()

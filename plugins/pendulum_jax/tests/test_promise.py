@@ -109,7 +109,9 @@ def test_a_trajectory_that_overflows_is_refused(c):
     """Damping beyond the method's stability blows up, to infinity and NaN; both are refused."""
     x, params = example(np.random.default_rng(0), 2)
     params[1, 1] = c
-    with pytest.raises(SampleError, match="Set substeps = 20 or more") as raised:
+    with pytest.raises(
+        SampleError, match="Nothing is resolved: try substeps = 20, and more"
+    ) as raised:
         forward(x, params, **OPTIONS)
     assert raised.value.row == 1
 

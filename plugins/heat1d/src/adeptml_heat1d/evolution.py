@@ -66,6 +66,7 @@ Field = NDArray[np.float64]
 Complex = NDArray[np.complex128]
 Gradients = tuple[Field, Field, Field, Field]
 
+HUGE = 1e300  # beyond it a sum may overflow, and reach other samples as 0 * inf
 CACHED = 2**15  # complex numbers, 512 KiB: what a processor's second cache holds, and more
 
 
@@ -98,7 +99,8 @@ class Evolution(Protocol):
 def evolve(rod: Rod, T0: Field, k: Field, q: Field, T_ext: Field) -> Evolution:
     """Solve for the temperature at time t.
 
-    A sample whose T0, q or T_ext is not finite becomes NaN throughout; the others never notice.
+    A sample in which something is not finite, or so large that a sum may overflow, becomes NaN
+    throughout; the others never notice.
 
     Parameters
     ----------
@@ -121,15 +123,17 @@ def evolve(rod: Rod, T0: Field, k: Field, q: Field, T_ext: Field) -> Evolution:
     batch = np.broadcast_shapes(*(field.shape[1:] for field in (T0, k, q, T_ext)))[0]
     if rod.t == 0:
         return _Unchanged(temperature=np.broadcast_to(T0, (len(T0), batch)))
-    spoilt = _spoilt_samples(batch, T0, q, T_ext)
-    T0, q, T_ext = (_without(spoilt, field) for field in (T0, q, T_ext))
 
     z, c = exponential_poles(rod.poles)
     s = _scaled_time(rod, len(T0))
     G = conductances(k, rod)
-    sweep = factorise(s * G, z, batch)
+    with np.errstate(over="ignore", invalid="ignore"):
+        ladder, load = s * G, s * source(q, T_ext, G, rod)
+    spoilt = _spoilt_samples(batch, T0, T_ext, ladder, load)
+    T0, T_ext, ladder, load = (_without(spoilt, field) for field in (T0, T_ext, ladder, load))
+    sweep = factorise(ladder, z, batch)
     b = np.empty((len(T0), len(z), batch), dtype=np.complex128, order=sweep.order)
-    np.multiply((s / z)[:, None], source(q, T_ext, G, rod)[:, None, :], out=b)
+    np.multiply((1 / z)[:, None], load[:, None, :], out=b)
     b += T0[:, None, :]
     u = _solve(sweep, b, spoilt)
     return _Evolved(rod=rod, k=k, T_ext=T_ext, G=G, sweep=sweep, u=u, temperature=_sum(-2 * c, u))
@@ -177,8 +181,9 @@ class _Evolved:
         a = self._adjoint(g)
         grad_T0, grad_f = _sum(w, a), _sum(s * w / z, a)
         grad_G = self._products_of_drops(-s * w, a, self.T_ext[:, None, :] / z[:, None])
-        grad_k = conductances_pullback(grad_G, self.k, self.G, self.rod)
-        return grad_T0, grad_k, *source_pullback(grad_f, self.G, self.rod)
+        with np.errstate(over="ignore", invalid="ignore"):  # of the spoilt samples
+            grad_k = conductances_pullback(grad_G, self.k, self.G, self.rod)
+            return grad_T0, grad_k, *source_pullback(grad_f, self.G, self.rod)
 
     def _products_of_drops(self, weights: Complex, a: Complex, beyond: Complex) -> Field:
         """Return ``Re sum_j weights_j (D a_j) (D u_j)``, shape (n + 1, batch).
@@ -227,12 +232,12 @@ def _drops(u: Complex, beyond: Complex | Field, first: int, last: int) -> Comple
 
 
 def _spoilt_samples(batch: int, *fields: Field) -> NDArray[np.bool_]:
-    """Return which samples, shape (batch,), hold something that is not finite."""
+    """Return which samples, shape (batch,), hold something that is not finite, or close to it."""
     spoilt = np.zeros(batch, dtype=np.bool_)
     for field in fields:
-        finite = np.isfinite(field)
-        if not finite.all():
-            spoilt |= ~finite.all(axis=0)
+        sound = np.abs(field) < HUGE  # false for NaN, too
+        if not sound.all():
+            spoilt |= ~sound.all(axis=0)
     return spoilt
 
 

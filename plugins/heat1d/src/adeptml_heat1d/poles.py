@@ -54,7 +54,7 @@ from numpy.typing import NDArray
 from scipy.fft import dct
 from scipy.linalg import hankel, svd
 
-__all__ = ["exponential_poles"]
+__all__ = ["POLE_COUNTS", "exponential_poles"]
 
 POLE_COUNTS = (8, 10, 12, 14, 16)  # beyond 16 rounding, near 4e-14, hides the gain
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from adeptml_heat1d import solver
 from adeptml_heat1d.rod import Options, Rod
-from adeptml_heat1d.rows import Float, Solution
+from adeptml_heat1d.rows import Float, Solution, require_shape
 
 __all__ = ["example", "forward", "jacobian"]
 
@@ -42,6 +42,8 @@ def forward(x: Float, k: Float, q: Float, T_ext: Float, **options: Unpack[Option
     ------
     SampleError
         Where k is not positive and finite.
+    InputError
+        Where the shapes disagree.
     ConfigError
         For an option out of bounds.
 
@@ -50,6 +52,7 @@ def forward(x: Float, k: Float, q: Float, T_ext: Float, **options: Unpack[Option
     >>> forward(np.ones((1, 3)), np.ones(3), np.zeros(3), np.zeros(2), t=0.1).round(3)
     array([[0.28 , 0.533, 0.28 ]])
     """
+    require_shape("k", k, x.shape[1:])
     return Solution(Rod(**options), x, k, q, T_ext, like=x).temperature()
 
 
@@ -71,7 +74,7 @@ def jacobian(x: Float, k: Float, q: Float, T_ext: Float, **options: Unpack[Optio
 
     Raises
     ------
-    SampleError, ConfigError
+    SampleError, InputError, ConfigError
         As `forward`.
 
     Examples
@@ -83,6 +86,7 @@ def jacobian(x: Float, k: Float, q: Float, T_ext: Float, **options: Unpack[Optio
             [0.165, 0.835]]])
     """
     batch, n = x.shape
+    require_shape("k", k, (n,))  # n of them would pass for those of the n impulses
     impulses = np.eye(n, dtype=x.dtype)  # a sample for each cell: row i becomes column i of P
     responses = Solution(Rod(**options), impulses, k, np.zeros(n), np.zeros(2), like=impulses)
     return np.broadcast_to(responses.temperature().T, (batch, n, n)).copy()

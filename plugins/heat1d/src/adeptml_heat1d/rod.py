@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adeptml_core.errors import ConfigError
+from adeptml_heat1d.poles import POLE_COUNTS
 
 __all__ = [
     "Options",
@@ -108,6 +109,9 @@ class Rod:
         _require(self.h_left >= 0, "h_left", self.h_left, "W/m^2/K", FILM)
         _require(self.h_right >= 0, "h_right", self.h_right, "W/m^2/K", FILM)
         _require(isfinite(self.t) and self.t >= 0, "t", self.t, "s", TIME)
+        if self.poles not in POLE_COUNTS or not isinstance(self.poles, int):
+            counts = ", ".join(map(str, POLE_COUNTS))
+            raise ConfigError(f"option poles = {self.poles!r}: choose one of {counts}")
 
     @property
     def films(self) -> tuple[float, float]:
@@ -134,11 +138,11 @@ def conductances(k: Field, rod: Rod) -> Field:
     >>> conductances(np.ones((2, 1)), Rod(h_right=0.0)).ravel()
     array([4., 2., 0.])
     """
-    with np.errstate(over="ignore"):  # k near 1e-308 has an infinite resistance: it insulates
-        half_cells = rod.length / (2 * len(k)) / k
     left, right = (np.full_like(k[:1], film) for film in rod.films)
-    resistances = np.concatenate([left, half_cells, right])
-    return np.asarray(1 / (resistances[:-1] + resistances[1:]))
+    with np.errstate(over="ignore"):  # k near 1e-308 insulates, near 1e308 it conducts without end
+        half_cells = rod.length / (2 * len(k)) / k
+        resistances = np.concatenate([left, half_cells, right])
+        return np.asarray(1 / (resistances[:-1] + resistances[1:]))
 
 
 def conductances_pullback(grad: Field, k: Field, G: Field, rod: Rod) -> Field:

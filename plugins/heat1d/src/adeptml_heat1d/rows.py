@@ -19,7 +19,7 @@ from adeptml_core.errors import InputError, SampleError
 from adeptml_heat1d.evolution import evolve
 from adeptml_heat1d.rod import Rod
 
-__all__ = ["Float", "Solution"]
+__all__ = ["Float", "Solution", "require_shape"]
 
 Float = NDArray[np.floating[Any]]
 Field = NDArray[np.float64]
@@ -79,7 +79,7 @@ class Solution:
         InputError
             For a cotangent of another shape.
         """
-        _require_shape("grad_output", grad_output, self._evolution.temperature.T.shape)
+        require_shape("grad_output", grad_output, self._evolution.temperature.T.shape)
         gradients = self._evolution.pullback(_columns(grad_output))
         T0, k, q, T_ext = map(self._in_shape, gradients, self._shapes)
         return T0, k, q, T_ext
@@ -109,10 +109,11 @@ def _check_shapes(inputs: Mapping[str, Float], like: Float) -> None:
     for name, array in inputs.items():
         core = 2 if name == "T_ext" else n
         shared = () if array is like else ((core,),)
-        _require_shape(name, array, (len(like), core), *shared)
+        require_shape(name, array, (len(like), core), *shared)
 
 
-def _require_shape(name: str, array: Float, *allowed: tuple[int, ...]) -> None:
+def require_shape(name: str, array: Float, *allowed: tuple[int, ...]) -> None:
+    """Raise InputError unless the array has one of the shapes."""
     if array.shape not in allowed:
         listed = " or ".join(map(str, allowed))
         raise InputError(f"{name} has shape {array.shape}; it must be {listed}, batch first")

@@ -238,18 +238,19 @@ def _require_resolved(
         row,
         f"a step of dt / substeps = {dt / substeps:g} s is too long for {_state(x[row])}, "
         f"{_params(np.broadcast_to(params, (len(x), 4))[row])}: the trajectory's estimated error "
-        f"is {error[row]:.1e} rad, the limit {ERROR_LIMIT:g} rad. "
-        f"Set substeps = {_wanted(error[row], substeps)} or more",
+        f"is {error[row]:.1e} rad, the limit {ERROR_LIMIT:g} rad. " + _mend(error[row], substeps),
     )
 
 
-def _wanted(error: float, substeps: int) -> int:
-    """Return how many substeps would bring `error` down to the limit.
+def _mend(error: float, substeps: int) -> str:
+    """Say how many substeps would bring `error` down to the limit.
 
-    Ten times as many at most: an error beyond 10 rad tells no more than that nothing was resolved.
+    Ten times as many are no more than a try: an error so large says that nothing was resolved.
     """
-    factor = min((error / ERROR_LIMIT) ** (1 / ESTIMATE_ORDER), 10.0)
-    return int(np.ceil(substeps * factor))
+    factor = (error / ERROR_LIMIT) ** (1 / ESTIMATE_ORDER)
+    if factor < 10:
+        return f"Try substeps = {int(np.ceil(substeps * factor))} or more"
+    return f"Nothing is resolved: try substeps = {10 * substeps}, and more if that is refused, too"
 
 
 def _refuse(bad: Any, reason: Callable[[int], str]) -> None:
