@@ -1,5 +1,6 @@
 """What adeptml's contract asks of a solver: memory, dtypes, threads, and nothing global."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from adeptml_core import registry
+from adeptml_core.errors import ConfigError, InputError
 from adeptml_core.solver import named
 from adeptml_pendulum_jax import solver
 from adeptml_pendulum_jax.solver import example, forward, jvp
@@ -168,6 +170,106 @@ def test_float32_is_computed_in_float64_and_cast_back(inputs):
     assert [array.dtype for array in got] == [np.float32] * 4
     assert [array.dtype for array in exact] == [np.float64] * 4
     assert_equal(got, [array.astype(np.float32) for array in exact])
+
+
+def test_an_integer_x_does_not_truncate_the_trajectory():
+    """Nor do integer params."""
+    whole = forward(np.array([[2, 0]]), np.array([1, 0, 0, 0]), **OPTIONS)[0]
+    np.testing.assert_array_equal(
+        whole, forward(np.array([[2.0, 0.0]]), np.array([1.0, 0, 0, 0]), **OPTIONS)[0]
+    )
+
+
+def test_an_empty_batch_has_an_empty_trajectory():
+    """And an empty cotangent; what the samples would share gets zeros."""
+    y, pullback = forward(np.empty((0, 2)), np.array([1.0, 0.1, 0.0, 0.0]), **OPTIONS)
+    dx, dparams = pullback(y)
+    assert (y.shape, dx.shape, dparams.tolist()) == ((0, 20, 2), (0, 2), [0.0] * 4)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        (((3, 4), (4,)), r"x is float64 of shape \(3, 4\); it must be real, of shape \(3, 2\)"),
+        (((3, 2), (1, 4)), r"params .* of shape \(4,\) or \(3, 4\)"),
+        (((3, 2), (3,)), r"params .* of shape \(4,\) or \(3, 4\)"),
+    ],
+)
+def test_a_wrong_shape_is_an_input_error(shapes, said):
+    """Nothing is broadcast that the contract does not allow."""
+    with pytest.raises(InputError, match=said):
+        forward(*map(np.ones, shapes), **OPTIONS)
+
+
+def test_a_wrong_cotangent_is_an_input_error(inputs):
+    """A row more would be taken for one of the rows that pad the batch, and be counted."""
+    x, params, _ = inputs
+    _, pullback = forward(x[:3], params[:3], **OPTIONS)
+    with pytest.raises(InputError, match=r"grad_output .* of shape \(3, 20, 2\)"):
+        pullback(np.ones((4, 20, 2)))
+    with pytest.raises(InputError, match="dx is complex128"):
+        jvp(x, x + 0j, params, **OPTIONS)
+
+
+@pytest.mark.parametrize("wrong", [{"dt": np.nan}, {"dt": 0.0}, {"steps": 0}, {"substeps": 0}])
+def test_a_wrong_option_is_a_config_error(inputs, wrong):
+    """In a direct call, too."""
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} = "):
+        forward(*inputs[:2], **OPTIONS | wrong)
+
+
+def test_a_strict_user_gets_the_same(inputs):
+    """What JAX may be told to forbid is allowed in here, and forbidden again outside."""
+    x, params, g = inputs
+    y, pullback = forward(x, params, **OPTIONS)
+    one, two = jnp.ones(2), jnp.ones((2, 2))
+    with (
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.transfer_guard("disallow"),
+    ):
+        strict, strict_pullback = forward(x, params, **OPTIONS)
+        gradients = strict_pullback(g)
+        with pytest.raises(ValueError, match="rank"):
+            one + two
+    np.testing.assert_array_equal(strict, y)
+    for got, expected in zip(gradients, pullback(g), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_is_told_instead_of_standing_still():
+    """JAX's threads stay behind in the parent."""
+    program = """if True:
+        import os, sys, warnings
+        import numpy as np
+        from adeptml_pendulum_jax.solver import forward
+        warnings.simplefilter("ignore")
+        def run():
+            forward(np.ones((1, 2)), np.ones(4), dt=0.05, steps=2, substeps=1)
+        run()
+        child = os.fork()
+        if child == 0:
+            try:
+                run()
+            except RuntimeError as error:
+                print(error, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "JAX does not survive a fork" in run.stdout
+
+
+def test_the_pullback_keeps_six_numbers_for_each_step(inputs):
+    """Not the sixty of its stages."""
+    x, params, _ = inputs
+    with solver._settings():
+        _, transpose, _ = solver._linearized(x, params, 0.05, steps=500, substeps=2)
+        kept = sum(leaf.nbytes for leaf in jax.tree.leaves(transpose))
+    assert 0.9 < kept / (len(x) * 500 * 2 * 48) < 1.1
 
 
 def test_the_users_precision_stays_what_it_was(inputs):

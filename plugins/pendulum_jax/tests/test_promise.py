@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from adeptml_core.errors import SampleError
+from adeptml_pendulum_jax import dormand_prince
 from adeptml_pendulum_jax.plugin import adeptml_solvers
-from adeptml_pendulum_jax.solver import ERROR_LIMIT, example, forward, jvp
+from adeptml_pendulum_jax.solver import ERROR_LIMIT, SMALL_SWING, example, forward, jvp
 
 OPTIONS = {"dt": 0.05, "steps": 40, "substeps": 2}
 [SPEC] = adeptml_solvers()
@@ -93,25 +94,72 @@ def test_a_state_that_is_not_finite_is_refused(value):
 def test_a_step_that_is_too_long_is_refused_and_the_mend_works():
     """A 2 mm pendulum does not fit steps of 25 ms: the error says how many substeps it takes."""
     x, params = example(np.random.default_rng(0), 2)
-    params[1, 0] = 2e-3
+    x[1], params[1, 0] = (0.02, 0.0), 2e-3
     for function in (forward, lambda x, *rest, **options: jvp(x, x, *rest, **options)):
         with pytest.raises(SampleError, match="25 s is too long") as raised:
             function(x, params, **OPTIONS)
         assert raised.value.row == 1
         assert "0.002 m" in raised.value.reason
-    wanted = int(raised.value.reason.split("substeps = ")[-1].split()[0])
-    assert wanted > 2
-    forward(x, params, **OPTIONS | {"substeps": wanted + 4})
+        assert raised.value.reason.endswith("sqrt(g / L) = 70.0237 1/s. Set substeps = 5 or more")
+    with pytest.raises(SampleError, match=r"estimated error is 5\.0e-06 rad") as raised:
+        forward(x, params, **OPTIONS | {"substeps": 5})
+    assert raised.value.reason.endswith("Try substeps = 7 or more")
+    wanted, finer = 7, OPTIONS | {"substeps": 7}
+    y, pullback = forward(x, params, **finer)
+    best, best_pullback = forward(x, params, **OPTIONS | {"substeps": 8 * wanted})
+    np.testing.assert_allclose(y, best, atol=10 * ERROR_LIMIT)
+    g = np.ones_like(y)
+    for got, expected in zip(pullback(g), best_pullback(g), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("x", "params", "dt", "substeps"),
+    [
+        ((0.0, 5.0), (1.0, 226.22, 0.0, 0.0), 0.05, 2),  # d5 = 0 at z = -5.65
+        ((0.01, 0.0), (0.2775, 6.067, 0.0, 0.0), 1.0, 1),  # and at z = -3.03 +- 5.11i
+        ((0.02, 0.0), (2.5, 2.0222, 0.0, 0.0), 3.0, 1),
+        ((0.5, 0.0), (1.0, 0.1, 0.0, 1000.0), 0.05, 2),  # A = 0: y knows nothing of Omega
+        ((0.0, 0.0), (1.0, 500.0, 0.0, 0.0), 0.05, 2),  # at rest: y = 0, however it is stepped
+        ((0.0, 0.0), (1e-4, 0.1, 0.0, 0.0), 0.05, 2),
+        ((0.0, 0.0), (1e-200, 0.1, 0.0, 0.0), 0.05, 2),
+    ],
+)
+def test_what_the_estimate_cannot_see_is_refused(x, params, dt, substeps):
+    """Steps far too long, for which the embedded methods agree, or which a derivative feels."""
+    with pytest.raises(SampleError, match="s is too long for"):
+        forward(np.array([x]), np.array(params), dt=dt, steps=3, substeps=substeps)
+
+
+def test_a_small_swing_errs_as_is_said():
+    """``|R(iz) - exp(iz)|`` is at most 7e-8 z^9 for a swing within a radian, and not much less."""
+    stages = len(dormand_prince.STAGES)
+    A, b = np.zeros((stages, stages)), np.zeros(stages)
+    for row, coefficients in enumerate(dormand_prince.STAGES):
+        A[row, list(coefficients)] = list(coefficients.values())
+    b[list(dormand_prince.WEIGHTS)] = list(dormand_prince.WEIGHTS.values())
+    for z in (0.5, 0.7, 1.0):
+        R = 1 + 1j * z * b @ np.linalg.solve(np.eye(stages) - 1j * z * A, np.ones(stages))
+        assert 0.5 * SMALL_SWING < abs(R - np.exp(1j * z)) / z**9 <= SMALL_SWING
+    assert ERROR_LIMIT == 1e-6  # as the README has it
 
 
 @pytest.mark.parametrize("c", [1e3, 1e6, 1e9, 1e300])
-def test_a_trajectory_that_overflows_is_refused(c):
-    """Damping beyond the method's stability blows up, to infinity and NaN; both are refused."""
+def test_damping_beyond_the_methods_stability_is_refused(c):
+    """It would blow up, to infinity and NaN."""
     x, params = example(np.random.default_rng(0), 2)
     params[1, 1] = c
-    with pytest.raises(
-        SampleError, match="Nothing is resolved: try substeps = 20, and more"
-    ) as raised:
+    said = "with c = 1000 1/s. Set substeps = 93 or more" if c == 1e3 else "with c = 1e"
+    with pytest.raises(SampleError, match=said) as raised:
+        forward(x, params, **OPTIONS)
+    assert raised.value.row == 1
+
+
+def test_a_trajectory_that_overflows_is_refused():
+    """The estimate is NaN or infinite then."""
+    x, params = example(np.random.default_rng(0), 2)
+    params[1, 2] = 1e300
+    with pytest.raises(SampleError, match="Nothing is resolved: try substeps = 20, and") as raised:
         forward(x, params, **OPTIONS)
     assert raised.value.row == 1
 

@@ -70,7 +70,7 @@ def trajectory(
     Notes
     -----
     `jax.checkpoint` makes the backward pass compute the slopes of a step anew. So the forward pass
-    keeps four numbers for each step and sample instead of sixty, which also makes it twice as fast.
+    keeps six numbers for each step and sample instead of sixty, which also makes it twice as fast.
 
     Sines and cosines in double precision are most of what a step costs. Those of the drive, at the
     twelve nodes ``t + c_i h``, come from one pair for each step and one for each node, by

@@ -11,16 +11,19 @@ function may return it and another may take it, and each is traced once for a se
 padded to a power of two. The rows added repeat row 0, which is known to be valid (a row of zeros
 would have L = 0), and have cotangent 0, so that they add nothing to what the samples share.
 
-**Double precision, locally.** ``jax.enable_x64(True)`` as a context, entered again in each
-pullback; JAX would compute in float32 otherwise. The global flag belongs to the user.
+**JAX's settings are the user's.** `_settings` are ours, a context that each pullback enters again:
+double precision above all, since JAX computes in float32 otherwise, and leave for what a stricter
+user may have forbidden.
 
 **Nothing is shared with the caller.** What comes in is copied: JAX may take over an array's memory
 instead of its values, and the pullback reads it long after the caller has changed it. What goes out
 is copied: JAX's own memory is read-only, and the pullback needs it.
 """
 
-from collections.abc import Callable
-from functools import partial
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 try:
@@ -34,8 +37,8 @@ except ModuleNotFoundError as missing:
 import numpy as np
 from numpy.typing import NDArray
 
-from adeptml_core.errors import SampleError
-from adeptml_pendulum_jax.pendulum import trajectory
+from adeptml_core.errors import ConfigError, InputError, SampleError
+from adeptml_pendulum_jax.pendulum import GRAVITY, trajectory
 
 __all__ = ["example", "forward", "jvp"]
 
@@ -46,6 +49,9 @@ ERROR_LIMIT = 1e-6
 """rad (and rad/s): a trajectory that is estimated to be worse is refused."""
 
 ESTIMATE_ORDER = 7  # local errors of order 8, summed over a number of steps that goes as 1 / h
+
+SMALL_SWING = 7e-8
+"""A step of h adds 7e-8 (rate h)^9 of a small swing to its error, where rate h < 1."""
 
 
 def forward(
@@ -81,6 +87,10 @@ def forward(
     ------
     SampleError
         L or c out of range; an input that is not finite; steps too long for this pendulum.
+    InputError
+        Where the shapes disagree. (Core sees to that before; so it does to the options.)
+    ConfigError
+        For an option out of bounds.
 
     Notes
     -----
@@ -96,16 +106,17 @@ def forward(
     >>> dx.shape, dparams.shape
     ((1, 2), (4,))
     """
-    _require_physical(x, params)
-    batch, dtype = len(x), x.dtype
+    _require_sound(x, params, dt, steps, substeps)
+    batch, dtype = len(x), np.result_type(x, np.float32)  # an integer x must not truncate y
     rows = None if params.ndim == 1 else batch
-    with jax.enable_x64(True):
+    with _settings():
         inputs = _padded(x), _padded(params)
         y, transpose, error = _linearized(*inputs, dt, steps=steps, substeps=substeps)
         _require_resolved(np.asarray(error)[:batch], x, params, dt, substeps)
 
     def pullback(grad_output: Floats) -> tuple[Floats, Floats]:
-        with jax.enable_x64(True):
+        _require_shape("grad_output", grad_output, (batch, steps, 2))
+        with _settings():
             dx, dparams = _transposed(transpose, _padded(grad_output, repeat=False))
         return _numpy(dx, dtype, batch), _numpy(dparams, dtype, rows)
 
@@ -128,16 +139,17 @@ def jvp(x: Floats, dx: Floats, params: Floats, *, dt: float, steps: int, substep
 
     Raises
     ------
-    SampleError
+    SampleError, InputError, ConfigError
         As in `forward`.
     """
-    _require_physical(x, params)
+    _require_sound(x, params, dt, steps, substeps)
+    _require_shape("dx", dx, x.shape)
     batch = len(x)
-    with jax.enable_x64(True):
+    with _settings():
         inputs = _padded(x), _padded(dx), _padded(params)
         dy, error = _pushed(*inputs, dt, steps=steps, substeps=substeps)
         _require_resolved(np.asarray(error)[:batch], x, params, dt, substeps)
-    return _numpy(dy, x.dtype, batch)
+    return _numpy(dy, np.result_type(x, np.float32), batch)
 
 
 def example(
@@ -194,17 +206,44 @@ def _pushed(
 # ---- the way in and the way out ----------------------------------------------------------------
 
 
+@contextmanager
+def _settings() -> Iterator[None]:
+    """Set JAX as this module needs it, whatever the user has set.
+
+    Its threads do not survive a fork: it would wait for them without end.
+    """
+    if _process_of_jax() != os.getpid():
+        raise RuntimeError(
+            "pendulum-jax has run before this process was forked, and JAX does not survive a fork. "
+            "Start processes by 'spawn': DataLoader(..., multiprocessing_context=\"spawn\")"
+        )
+    with (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.transfer_guard("allow"),
+    ):
+        yield
+
+
+@cache
+def _process_of_jax() -> int:
+    """Return the process in which this was first asked, and JAX first run for us."""
+    return os.getpid()
+
+
 def _padded(array: Floats, *, repeat: bool = True) -> NDArray[np.float64]:
     """Copy in float64, the batch padded to a power of two; shared params stay as they are.
 
-    The rows added repeat row 0, or, with ``repeat=False``, are 0. The copy is NumPy's, which nobody
-    else holds: JAX is welcome to its memory. ``jnp.array`` would compile a program for each shape.
+    The rows added repeat row 0 (1, if there is none), or, with ``repeat=False``, are 0. The copy is
+    NumPy's, which nobody else holds: JAX is welcome to its memory. ``jnp.array`` would compile a
+    program for each shape.
     """
     rows = len(array)
     size = 1 << (rows - 1).bit_length() if array.ndim > 1 else rows
     private = np.empty((size, *array.shape[1:]))
     private[:rows] = array
-    private[rows:] = array[0] if repeat else 0.0
+    private[rows:] = array[0] if repeat and rows else float(repeat)
     return private
 
 
@@ -216,9 +255,29 @@ def _numpy(array: jax.Array, dtype: np.dtype[Any], rows: int | None) -> Floats:
 # ---- refusals ----------------------------------------------------------------------------------
 
 
-def _require_physical(x: Floats, params: Floats) -> None:
+def _require_sound(x: Floats, params: Floats, dt: float, steps: int, substeps: int) -> None:
+    """Refuse what is no problem for this solver."""
+    _require_shape("x", x, (len(x), 2))
+    _require_shape("params", params, (4,), (len(x), 4))
+    if not (np.isfinite(dt) and dt > 0):
+        raise ConfigError(f"option dt = {dt!r} s: must be positive and finite")
+    if steps < 1 or substeps < 1:
+        raise ConfigError(f"options steps = {steps!r}, substeps = {substeps!r}: must be 1 or more")
+    of_row = np.broadcast_to(params, (len(x), 4)).astype(np.float64)
+    _require_physical(x, of_row)
+    _require_fine(x, of_row, dt, steps, substeps)
+
+
+def _require_shape(name: str, array: Floats, *allowed: tuple[int, ...]) -> None:
+    if array.shape not in allowed or np.iscomplexobj(array):
+        listed = " or ".join(map(str, allowed))
+        raise InputError(
+            f"{name} is {array.dtype} of shape {array.shape}; it must be real, of shape {listed}"
+        )
+
+
+def _require_physical(x: Floats, of_row: Floats) -> None:
     """Refuse the first sample whose inputs make no pendulum."""
-    of_row = np.broadcast_to(params, (len(x), 4))
     L, c = of_row[:, 0], of_row[:, 1]
     _refuse(~np.isfinite(x).all(axis=1), lambda row: f"{_state(x[row])}: not finite")
     _refuse(~np.isfinite(of_row).all(axis=1), lambda row: f"{_params(of_row[row])}: not finite")
@@ -226,10 +285,39 @@ def _require_physical(x: Floats, params: Floats) -> None:
     _refuse(c < 0, lambda row: f"c = params[1] = {c[row]:g} 1/s: damping is not negative")
 
 
+def _require_fine(x: Floats, of_row: Floats, dt: float, steps: int, substeps: int) -> None:
+    """Refuse the first sample that a step is too long for, whatever its swing.
+
+    The estimate that each step makes of its error cannot tell: at rest there is no error, and yet
+    a derivative; and the two embedded methods agree by chance for some steps that are far too long.
+    """
+    L, c, _, Omega = of_row.T
+    rates = np.stack([np.sqrt(GRAVITY / L), c, np.abs(Omega), np.abs(x[:, 1])])
+    with np.errstate(over="ignore"):
+        turns = dt * rates.max(axis=0)  # rad, in each dt
+        # A step within a radian, and steps * substeps * SMALL_SWING * (turns / substeps)^9 < limit.
+        whole = (steps * SMALL_SWING / ERROR_LIMIT) ** (1 / 8) * turns ** (9 / 8)
+    wanted = np.ceil(np.maximum(turns, whole))
+
+    def reason(row: int) -> str:
+        fastest = int(rates[:, row].argmax())
+        what = ("sqrt(g / L)", "c", "|Omega|", "|omega0|")[fastest]
+        enough = f"Set substeps = {wanted[row]:.0f} or more"
+        return (
+            f"a step of dt / substeps = {dt / substeps:g} s is too long for {_state(x[row])}, "
+            f"{_params(of_row[row])}, with {what} = {rates[fastest, row]:g} 1/s. "
+            + (enough if wanted[row] < 1e9 else "No number of substeps will do")
+        )
+
+    _refuse(wanted > substeps, reason)
+
+
 def _require_resolved(
     error: NDArray[np.float64], x: Floats, params: Floats, dt: float, substeps: int
 ) -> None:
     """Refuse the sample that the step suits least, if it is too long for it."""
+    if not error.size:
+        return
     error = np.where(np.isnan(error), np.inf, error)
     row = int(np.argmax(error))
     if error[row] <= ERROR_LIMIT:
