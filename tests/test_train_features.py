@@ -211,8 +211,9 @@ def test_metrics_need_a_test_pass() -> None:
 def test_a_model_that_fails_says_in_which_batch() -> None:
     """Torch's own words know nothing of batches."""
     good, bad = (torch.ones(2, 3), torch.ones(2, 1)), (torch.ones(2, 4), torch.ones(2, 1))
+    hybrid = HybridModel(HybridConfig({"net": nn.Linear(3, 1)}))
     with pytest.raises(RuntimeError) as caught:
-        run(model=nn.Linear(3, 1), train_loader=[good, bad], test_loader=None)
+        run(model=hybrid, train_loader=[good, bad], test_loader=None)
     assert "in batch 1 of epoch 0" in caught.value.__notes__
 
 

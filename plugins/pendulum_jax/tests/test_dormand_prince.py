@@ -13,6 +13,7 @@ from scipy.integrate._ivp import dop853_coefficients as published
 
 from adeptml_pendulum_jax import dormand_prince
 from adeptml_pendulum_jax.dormand_prince import NODES, STAGES, WEIGHTS, WEIGHTS_3, WEIGHTS_5
+from adeptml_pendulum_jax.pendulum import trajectory
 
 Tree = tuple["Tree", ...]
 """A rooted tree: the subtrees that hang from its root, sorted."""
@@ -116,6 +117,32 @@ def test_one_step_errs_as_the_ninth_power_and_the_estimate_as_the_eighth():
     assert np.log2(errors[0] / errors[1]) == pytest.approx(9, abs=0.1)
     assert np.log2(estimates[0] / estimates[1]) == pytest.approx(8, abs=0.1)
     assert (estimates > errors).all()
+
+
+def test_the_estimate_is_that_of_dop853():
+    """Hairer, Norsett and Wanner's formula, with SciPy's copy of the coefficients."""
+    slopes, h = [], 0.7
+
+    def slope(stage, y):
+        slopes.append(jnp.stack([y[1], -jnp.sin(y[0])]))
+        return slopes[-1]
+
+    with jax.enable_x64(True):
+        _, estimate = dormand_prince.step(slope, jnp.array([1.0, 0.5]), jnp.array(h))
+        stages = np.stack(slopes)
+    d5, d3 = (published.E5[:12] @ stages, published.E3[:12] @ stages)
+    expected = h * (d5 @ d5) / np.sqrt(d5 @ d5 + 0.01 * (d3 @ d3))
+    assert float(estimate) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_estimates_of_all_steps_are_added():
+    """Twice the steps, in a swing that goes on as it was, are twice the error."""
+    with jax.enable_x64(True):
+        x, params = jnp.array([[0.1, 0.0]]), jnp.array([1.0, 0.0, 0.0, 0.0])
+        once, twice = (
+            float(trajectory(x, params, 0.5, steps=steps, substeps=1)[1][0]) for steps in (40, 80)
+        )
+    assert twice == pytest.approx(2 * once, rel=0.05)
 
 
 def test_a_state_at_rest_has_no_error():
