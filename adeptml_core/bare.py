@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from adeptml_core.errors import AdeptmlError, ContractError, InputError, SampleError
-from adeptml_core.linearizer import AnyArray, Pullback, Shape, place
+from adeptml_core.errors import ContractError, InputError
+from adeptml_core.linearizer import AnyArray, Pullback, Shape, attribute, place
 from adeptml_core.spec import Mode, check_second_order
 
 __all__ = ["RawSolver"]
@@ -184,13 +184,9 @@ class RawSolver:
         copies = [arg.copy() if isinstance(arg, np.ndarray) else arg for arg in args]
         try:
             return function(np.array(x, order="C"), *copies)
-        except SampleError as error:
-            error.solver = error.solver or self.name
-            raise
-        except AdeptmlError:
-            raise
         except Exception as error:
-            error.add_note(f"raised by {self.name} in its {role} ({place(function)})")
+            note = f"raised by {self.name} in its {role}"
+            attribute(error, self.name, lambda: f"{note} ({place(function)})")
             raise
 
     def _cast(self, role: str, value: Any, dtype: np.dtype[Any]) -> AnyArray:

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from adeptml_core.errors import AdeptmlError, SampleError
 from adeptml_core.spec import Mode
 
-__all__ = ["AnyArray", "Linearizer", "Pullback", "Shape", "place", "wanted"]
+__all__ = ["AnyArray", "Linearizer", "Pullback", "Shape", "attribute", "place", "wanted"]
 
 AnyArray = NDArray[Any]
 Shape = tuple[int, ...]
@@ -79,3 +80,21 @@ def place(function: Callable[..., Any]) -> str:
         return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
     path = os.path.join(*code.co_filename.split(os.sep)[-2:])
     return f"{path}:{code.co_firstlineno}"
+
+
+def attribute(error: Exception, solver: str, note: Callable[[], str]) -> None:
+    """Say of an error that a solver's function raised whose it is, where it does not say so itself.
+
+    Parameters
+    ----------
+    error : Exception
+        A `SampleError` gets the solver's name; our other errors have it; any other gets the note.
+    solver : str
+        Its name.
+    note : callable
+        Makes the note: it is made only where it is wanted.
+    """
+    if isinstance(error, SampleError):
+        error.solver = error.solver or solver
+    elif not isinstance(error, AdeptmlError):
+        error.add_note(note())

@@ -28,7 +28,7 @@ import itertools
 import json
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
@@ -41,10 +41,9 @@ from adeptml_core.errors import (
     ContractError,
     InputError,
     PluginError,
-    SampleError,
     UnknownSolverError,
 )
-from adeptml_core.linearizer import AnyArray, Pullback, Shape, place
+from adeptml_core.linearizer import AnyArray, Pullback, Shape, attribute, place
 from adeptml_core.plans import Plan, Planner
 from adeptml_core.spec import Array, Function, Mode, SolverSpec, check_second_order
 
@@ -423,16 +422,15 @@ class Solver:
                 return function(*arrays, **options)
             with _lock(self.distribution or self.name):
                 return function(*arrays, **options)
-        except SampleError as error:
-            error.solver = error.solver or self.name
-            raise
-        except AdeptmlError:
-            raise
         except Exception as error:
-            shapes = ", ".join(str(array.shape) for array in arrays)
-            note = f"raised by the solver {self.name} in its {role}"
-            error.add_note(f"{note} ({self.where(role)}), called with shapes {shapes}")
+            shapes = [array.shape for array in arrays]
+            attribute(error, self.name, lambda: self._note_of(role, shapes))
             raise
+
+    def _note_of(self, role: str, shapes: Sequence[Shape]) -> str:
+        called = ", ".join(map(str, shapes))
+        note = f"raised by the solver {self.name} in its {role}"
+        return f"{note} ({self.where(role)}), called with shapes {called}"
 
     def _run_forward(self, point: _Point) -> tuple[Any, Callable[..., Any] | None]:
         result = self._call("forward", self.function("forward"), point.inputs, self.options)

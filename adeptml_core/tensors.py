@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from adeptml_core.errors import InputError
+from adeptml_core.linearizer import AnyArray
 
 __all__ = ["adopted", "argument", "array_of"]
-
-AnyArray = NDArray[Any]
 
 MUTABLE = (np.ndarray, list, tuple)  # `|` would make it anew at every call
 SMALL = 4096  # elements; below, a copy costs less than finding out whether it is needed

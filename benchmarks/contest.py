@@ -84,6 +84,30 @@ class Cell:
     said: str = ""
 
 
+def torch_call(problem: Any, solution: Callable[..., Any]) -> Call:
+    """Return the call of a function of tensors, with torch's gradients.
+
+    Parameters
+    ----------
+    problem
+        Its ``inputs()`` are those of the function, and the cotangent.
+    solution : callable
+        ``solution(*inputs) -> y``.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    *arrays, g = (torch.tensor(a) for a in problem.inputs())
+    inputs = [a.requires_grad_() for a in arrays]
+
+    def call() -> tuple[Any, Any]:
+        y = solution(*inputs)
+        gradients = torch.autograd.grad(y, inputs, g)
+        return y.detach(), gradients
+
+    return call
+
+
 class Worker:
     """A peer in a process of its own, which is ended where it asks too much, and begun anew.
 
@@ -465,3 +489,32 @@ def run(
     if settings.save:
         settings.save.write_text(json.dumps([asdict(cell) for cell in cells], indent=1))
     return cells
+
+
+def main(
+    doc: str,
+    peers: Sequence[Peer],
+    problems: Sequence[Any],
+    reference: Callable[[Any], tuple[Any, Sequence[Any]]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    colours: Mapping[str, str],
+) -> None:
+    """Be the command of a benchmark: hold the contest, tabulate and draw, as the options say.
+
+    Parameters
+    ----------
+    doc : str
+        Of the benchmark: its first line is the command's help.
+    peers, problems, reference
+        As of `hold`.
+    rows, columns, colours
+        As of `draw`.
+    """
+    settings = parser(doc).parse_args()
+    cells = run(settings, peers, problems, reference)
+    if settings.markdown:
+        print(markdown(cells))
+    if settings.plot:
+        draw(settings.plot, cells, rows, columns, colours)

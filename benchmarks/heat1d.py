@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import contest
-from benchmarks.contest import Call, Peer
+from benchmarks.contest import Call, Peer, torch_call
 
 CELLS = (64, 256, 1024)
 BATCHES = (1, 32, 1024)
@@ -162,22 +162,6 @@ def thomas(G: Any, z: Any, b: Any) -> Any:
 
 
 # ---- peers --------------------------------------------------------------------------------------
-
-
-def torch_call(problem: Problem, solution: Any) -> Call:
-    """Return the call of a function of tensors, with torch's gradients."""
-    import torch
-
-    torch.set_num_threads(1)
-    *arrays, g = (torch.tensor(a) for a in problem.inputs())
-    inputs = [a.requires_grad_() for a in arrays]
-
-    def call() -> tuple[Any, Any]:
-        T = solution(*inputs)
-        gradients = torch.autograd.grad(T, inputs, g)
-        return T.detach(), gradients
-
-    return call
 
 
 def ours(problem: Problem, poles: int) -> Call:
@@ -405,14 +389,15 @@ COLOURS = {
 
 
 def main() -> None:
-    settings = contest.parser(__doc__ or "").parse_args()
-    problems = [Problem(n, batch) for batch in BATCHES for n in CELLS]
-    cells = contest.run(settings, list(_peers()), problems, reference)
-    if settings.markdown:
-        print(contest.markdown(cells))
-    if settings.plot:
-        rows, columns = [f"batch {b}" for b in BATCHES], [f"n = {n}" for n in CELLS]
-        contest.draw(settings.plot, cells, rows, columns, COLOURS)
+    contest.main(
+        __doc__ or "",
+        list(_peers()),
+        [Problem(n, batch) for batch in BATCHES for n in CELLS],
+        reference,
+        rows=[f"batch {b}" for b in BATCHES],
+        columns=[f"n = {n}" for n in CELLS],
+        colours=COLOURS,
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import contest
-from benchmarks.contest import Call, Peer
+from benchmarks.contest import Call, Peer, torch_call
 
 BATCHES = (1, 32, 1024)
 HELD = 4  # samples that are compared with the reference
@@ -109,22 +109,6 @@ def _run(inputs: Any, stepped: int) -> Any:
 
 
 # ---- peers --------------------------------------------------------------------------------------
-
-
-def torch_call(problem: Problem, solution: Any) -> Call:
-    """Return the call of a function of tensors, with torch's gradients."""
-    import torch
-
-    torch.set_num_threads(1)
-    *arrays, g = (torch.tensor(a) for a in problem.inputs())
-    inputs = [a.requires_grad_() for a in arrays]
-
-    def call() -> tuple[Any, Any]:
-        y = solution(*inputs)
-        gradients = torch.autograd.grad(y, inputs, g)
-        return y.detach(), gradients
-
-    return call
 
 
 def ours(problem: Problem, substeps: int) -> Call:
@@ -223,13 +207,15 @@ COLOURS = {"pendulum-jax": "#1f5fa8", "diffrax": "#d9772b", "torchdiffeq": "#8a6
 
 
 def main() -> None:
-    settings = contest.parser(__doc__ or "").parse_args()
-    cells = contest.run(settings, list(_peers()), [Problem(batch) for batch in BATCHES], reference)
-    if settings.markdown:
-        print(contest.markdown(cells))
-    if settings.plot:
-        rows, columns = ["10 s"], [f"batch {b}" for b in BATCHES]
-        contest.draw(settings.plot, cells, rows, columns, COLOURS)
+    contest.main(
+        __doc__ or "",
+        list(_peers()),
+        [Problem(batch) for batch in BATCHES],
+        reference,
+        rows=["10 s"],
+        columns=[f"batch {b}" for b in BATCHES],
+        colours=COLOURS,
+    )
 
 
 if __name__ == "__main__":

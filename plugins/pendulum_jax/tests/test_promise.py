@@ -123,6 +123,7 @@ def test_a_step_that_is_too_long_is_refused_and_the_mend_works():
         ((0.0, 0.0), (1.0, 500.0, 0.0, 0.0), 0.05, 2),  # at rest: y = 0, however it is stepped
         ((0.0, 0.0), (1e-4, 0.1, 0.0, 0.0), 0.05, 2),
         ((0.0, 0.0), (1e-200, 0.1, 0.0, 0.0), 0.05, 2),
+        ((0.0, 0.0), (1e-310, 0.1, 0.0, 0.0), 0.05, 2),  # g / L overflows
     ],
 )
 def test_what_the_estimate_cannot_see_is_refused(x, params, dt, substeps):

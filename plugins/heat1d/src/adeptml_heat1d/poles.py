@@ -54,7 +54,9 @@ from numpy.typing import NDArray
 from scipy.fft import dct
 from scipy.linalg import hankel, svd
 
-__all__ = ["POLE_COUNTS", "exponential_poles"]
+from adeptml_core.errors import ConfigError
+
+__all__ = ["exponential_poles", "require_count"]
 
 POLE_COUNTS = (8, 10, 12, 14, 16)  # beyond 16 rounding, near 4e-14, hides the gain
 
@@ -63,6 +65,13 @@ COEFFICIENTS = 75  # the Chebyshev coefficients have fallen to 1e-16 here
 SAMPLES = 256
 FIT_POINTS = 100  # for the residues
 WEIGHT_AT_ZERO = 1000.0  # pins r(0) = 1 to 1e-13; the error elsewhere grows by 3 %
+
+
+def require_count(count: object) -> None:
+    """Raise ConfigError unless there are poles of that count; 14.0 is no count."""
+    if count not in POLE_COUNTS or not isinstance(count, int):
+        counts = ", ".join(map(str, POLE_COUNTS))
+        raise ConfigError(f"option poles = {count!r}: choose one of {counts}")
 
 
 @cache
@@ -83,7 +92,7 @@ def exponential_poles(
 
     Raises
     ------
-    ValueError
+    ConfigError
         For another count.
     ArithmeticError
         If this machine's linear algebra is too inaccurate to separate the poles.
@@ -94,8 +103,7 @@ def exponential_poles(
     >>> bool(abs(2 * (c / (-1.0 - z)).sum().real - np.exp(-1.0)) < 1e-13)
     True
     """
-    if count not in POLE_COUNTS:
-        raise ValueError(f"poles = {count!r}: choose one of {', '.join(map(str, POLE_COUNTS))}")
+    require_count(count)
     poles = _caratheodory_fejer_poles(count)
     residues = _fitted_residues(poles)
     poles.setflags(write=False)

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adeptml_core.errors import ConfigError
-from adeptml_heat1d.poles import POLE_COUNTS
+from adeptml_heat1d.poles import require_count
 
 __all__ = [
     "Options",
@@ -109,9 +109,7 @@ class Rod:
         _require(self.h_left >= 0, "h_left", self.h_left, "W/m^2/K", FILM)
         _require(self.h_right >= 0, "h_right", self.h_right, "W/m^2/K", FILM)
         _require(isfinite(self.t) and self.t >= 0, "t", self.t, "s", TIME)
-        if self.poles not in POLE_COUNTS or not isinstance(self.poles, int):
-            counts = ", ".join(map(str, POLE_COUNTS))
-            raise ConfigError(f"option poles = {self.poles!r}: choose one of {counts}")
+        require_count(self.poles)
 
     @property
     def films(self) -> tuple[float, float]:

@@ -292,8 +292,8 @@ def _require_fine(x: Floats, of_row: Floats, dt: float, steps: int, substeps: in
     a derivative; and the two embedded methods agree by chance for some steps that are far too long.
     """
     L, c, _, Omega = of_row.T
-    rates = np.stack([np.sqrt(GRAVITY / L), c, np.abs(Omega), np.abs(x[:, 1])])
     with np.errstate(over="ignore"):
+        rates = np.stack([np.sqrt(GRAVITY / L), c, np.abs(Omega), np.abs(x[:, 1])])
         turns = dt * rates.max(axis=0)  # rad, in each dt
         # A step within a radian, and steps * substeps * SMALL_SWING * (turns / substeps)^9 < limit.
         whole = (steps * SMALL_SWING / ERROR_LIMIT) ** (1 / 8) * turns ** (9 / 8)
