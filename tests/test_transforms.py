@@ -19,6 +19,7 @@ from adeptml_core.errors import ContractError, HigherOrderError, InputError
 from adeptml_core.plugin import Array, SolverSpec
 from adeptml_core.solver import Solver
 from adeptml_core.spec import Mode
+from adeptml_core.training.timing import Watched
 
 # torch's own: the batched fallback of vmap over some ops, and a renamed helper of dual numbers
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
@@ -74,6 +75,19 @@ def test_differences_give_the_second_derivatives(row, mode, case):
 def test_a_declared_rule_gives_the_second_derivatives(row, mode):
     """With hvp declared, second derivatives in x are right to rounding."""
     f = called(plain.solver(mode, hvp=plain_hvp))
+    case = CASES[0]
+    if row.outcome(True) == table.RIGHT:
+        assert_same(row.run(f, *case.point), row.run(case.twin.torch, *case.point))
+    else:
+        with pytest.raises(HigherOrderError, match=row.refusal):
+            row.run(f, *case.point)
+
+
+@every_row
+@every_mode
+def test_a_solver_behind_a_watch_differentiates_as_without(row, mode):
+    """Training times a step now and then: that must not change what a derivative is made of."""
+    f = called(Watched(plain.solver(mode, hvp=plain_hvp)))
     case = CASES[0]
     if row.outcome(True) == table.RIGHT:
         assert_same(row.run(f, *case.point), row.run(case.twin.torch, *case.point))

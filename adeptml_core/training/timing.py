@@ -46,6 +46,11 @@ class Watched:
             raise AttributeError(name)
         return getattr(self.solver, name)
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The solver's, as of every transparent proxy: what is declared is asked by isinstance."""
+        return type(self.solver)
+
     def __repr__(self) -> str:
         """As the solver's."""
         return repr(self.solver)
